@@ -1,0 +1,48 @@
+# Verbs a person types. `make help` lists them. Every run is also `frisket train configs/<run>.yaml`.
+#   LOCAL=1 make distill-lightening      runs here, without Slurm
+#   make distill-lightening ARGS="optim.lr=1e-4 name=try2"
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUNS := train-sam distill-lightening finetune-decoder
+ARGS ?=
+DATA ?= synthetic
+DEMO ?= demo
+
+.PHONY: help setup demo test test-gpu bench check clean $(RUNS) evaluate
+
+help:  ## show this list
+	@grep -hE '^[a-z$$()RUNS-]+:.*##' $(MAKEFILE_LIST) | sed 's/\$$(RUNS)/train-sam distill-lightening finetune-decoder/' | awk -F ':.*## ' '{printf "  make %-52s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## create .venv with everything, CPU or CUDA build of torch as your index serves it
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## two cores, minutes: data, teacher, distilled student, aligned decoder, table, picture. DATA=<BSDS500 folder>
+	DEMO=$(DEMO) DATA=$(DATA) PATH="$(abspath $(BIN)):$$PATH" bash data_prep/demo.sh
+
+test: $(READY)  ## the CPU test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests $(ARGS)
+
+test-gpu: $(READY)  ## the tests marked gpu, on a machine with one
+	$(BIN)/python -m pytest -m gpu tests $(ARGS)
+
+bench: $(READY)  ## speed as ratios against a baseline in the same process, each with a correctness guard
+	$(BIN)/frisket bench configs/bench.yaml $(ARGS)
+
+check: $(READY)  ## format, lint and types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
+
+$(RUNS): $(READY)  ## start or resume a run: on Slurm, or here with LOCAL=1
+	$(if $(LOCAL),PATH="$(abspath $(BIN)):$$PATH" bash,sbatch) slurm/$(subst -,_,$@).sh $(ARGS)
+
+evaluate: $(READY)  ## judge a checkpoint: ARGS="checkpoint=… data=…"
+	$(if $(LOCAL),PATH="$(abspath $(BIN)):$$PATH" bash,sbatch) slurm/evaluate.sh $(ARGS)
+
+clean:  ## remove the demo's files and Python caches (never runs/ or .venv)
+	rm -rf demo .pytest_cache .ruff_cache && find src tests -name __pycache__ -prune -exec rm -rf {} +

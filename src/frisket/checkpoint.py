@@ -1,0 +1,291 @@
+"""The one door for weights on disk: load any of our forms or Meta's, save ours, find the newest checkpoint of a run.
+
+Use     `sam = load("sam_vit_h")`, `load("runs/distill_lightening")`, `save(sam, "model.pt", provenance={...})`
+Source  Meta's files as published (arXiv 2304.02643); the model.pt layout and the order of `newest` are our choice.
+
+Forms `load` reads, all but one with PyTorch's weights-only unpickler (no code of the file ever runs):
+  a zoo name       its public file in $FRISKET_WEIGHTS, or <name>.pt of ours there when nothing was published
+  Meta's .pth      named by the fingerprint of its keys and shapes, loaded strictly
+  model.pt         ours: {"frisket": 1, "name", "changes", "state_dict", "provenance"}
+  Lightning .ckpt  {"frisket": {"name", "changes"}, "state_dict": {"sam.*": ...}}; other keys (projections) are left out
+  DeepSpeed folder the same record in mp_rank_00_model_states.pt; ZeRO shards are merged by deepspeed itself, whose
+                   own reader unpickles fully: open only folders of runs you trust
+  run folder       model.pt when it is newer than the newest training checkpoint, else that checkpoint
+"""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frisket.errors import UserError, nearest
+from frisket.files import atomic
+from frisket.models.sam import Sam
+from frisket.models.zoo import ENCODERS, build, spec
+
+FORMAT = 1
+PREFIX = "sam."
+MODEL_STATES = "mp_rank_00_model_states.pt"
+NEWEST = ("checkpoints/last.ckpt", "checkpoints/preempt.ckpt", "hpc_ckpt_*.ckpt")
+SHOWN = 3
+
+Shapes = Mapping[str, Any]
+
+
+def fingerprint(state: Shapes) -> str:
+    """SHA-256 of a state dict's layout: the sorted lines "key 1x2x3\\n". Values may be tensors or plain shapes."""
+    lines = (f"{key} {'x'.join(str(n) for n in _shape(value))}\n" for key, value in state.items())
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Sam:
+    """A Sam with stored weights, in eval mode, on `device`. See the top of this file for what is accepted.
+
+    Raises UserError when nothing is there, the file is damaged, or its keys and shapes are not the model's.
+    """
+    text = str(name_or_path)
+    path = _public(text) if text in ENCODERS else Path(name_or_path)
+    if not path.exists():
+        hint = nearest(text, ENCODERS) if os.sep not in text else "give a file, a run folder or a model's name"
+        raise UserError(f"there is no checkpoint at {path}: {hint}")
+    name, changes, state = _read(path)
+    if text in ENCODERS and name != text:
+        raise UserError(f"{path} holds '{name}', not '{text}': put the right file there or load it by its path")
+    sam = build(name, **changes)
+    _check(sam.state_dict(), state, f"{path} is not a '{name}'")
+    sam.load_state_dict(state, strict=True)
+    return sam.to(device).eval()
+
+
+def save(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any] | None = None) -> None:
+    """Write `sam` as our model.pt, atomically. `provenance`: plain data on how it came to be (numbers, strings, lists).
+
+    Raises UserError when the disk is full.
+    """
+    name, changes = spec(sam)
+    state = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
+    record = {
+        "frisket": FORMAT,
+        "name": name,
+        "changes": changes,
+        "state_dict": state,
+        "provenance": dict(provenance or {}),
+    }
+    with atomic(path) as tmp:
+        torch.save(record, tmp)
+
+
+def newest(run_dir: Path | str) -> Path | None:
+    """The training checkpoint to resume from: newest by modification time, then by step; None when there is none.
+
+    Looks at checkpoints/last.ckpt, checkpoints/preempt.ckpt and hpc_ckpt_*.ckpt, each a file or a DeepSpeed folder.
+    What a kill left half-written is passed over.
+    """
+    found = [path for pattern in NEWEST for path in sorted(Path(run_dir).glob(pattern)) if _complete(path)]
+    if not found:
+        return None
+    latest = max(_modified(path) for path in found)
+    tied = [path for path in found if _modified(path) == latest]
+    # Steps are read only to break a tie: opening a big checkpoint costs time at every start.
+    return tied[0] if len(tied) == 1 else max(tied, key=_step)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else tuple(value)
+
+
+def _public(name: str) -> Path:
+    """Where the weights of a zoo name lie. Raises UserError saying where they were looked for and how to get them."""
+    public = ENCODERS[name].checkpoint
+    file = public or f"{name}.pt"
+    if public:
+        get = f"download Meta's {file} and put it there"
+    else:
+        get = f"nobody published it: train one, copy its model.pt there as {file}, or load it by its path"
+    folder = os.environ.get("FRISKET_WEIGHTS")
+    if not folder:
+        raise UserError(f"weights of '{name}': $FRISKET_WEIGHTS is not set; set it to the folder of {file} ({get})")
+    path = Path(folder) / file
+    if not path.is_file():
+        raise UserError(f"weights of '{name}': looked for {path} ($FRISKET_WEIGHTS) and it is not there; {get}")
+    return path
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """(name, changes, state dict) of any form on disk."""
+    if path.is_dir():
+        if _is_deepspeed(path):
+            return _read_deepspeed(path)
+        return _read(_of_run(path))
+    content = _unpickle(path)
+    record = content.get("frisket")
+    if record == FORMAT:
+        return _name(content, path), dict(content["changes"]), _tensors(content.get("state_dict"), path)
+    if isinstance(record, Mapping):
+        state = _own(_tensors(content.get("state_dict"), path), path)
+        return _name(record, path), dict(record["changes"]), state
+    if record is not None:
+        raise UserError(f"{path} has format {record!r} and this frisket reads {FORMAT}: use the frisket that wrote it")
+    if "state_dict" in content or "model" in content:
+        raise UserError(f"{path} is a training checkpoint without a 'frisket' record: only this project's can be loaded")
+    state = _tensors(content, path)
+    return _identify(state, path), {}, state
+
+
+def _of_run(folder: Path) -> Path:
+    """The file that speaks for a run folder."""
+    model, training = folder / "model.pt", newest(folder)
+    if model.is_file() and (training is None or _modified(model) >= _modified(training)):
+        return model
+    if training is None:
+        raise UserError(f"{folder} holds no model.pt and no finished checkpoint ({', '.join(NEWEST)}): train it first")
+    return training
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is damaged or holds more than weights, which is refused: fetch or save it again") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({_first_line(error)}): it is cut short or damaged, get it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a table of weights: is it the right file?")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
+def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path} holds no state dict: is it the right file?")
+    other = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
+    if other:
+        raise UserError(f"{path} is no state dict: {_some(other)} is not a tensor; is it the right file?")
+    return {str(key): value for key, value in state.items()}
+
+
+def _name(record: Mapping[str, Any], path: Path) -> str:
+    if record.get("name") not in ENCODERS or not isinstance(record.get("changes"), Mapping):
+        raise UserError(f"{path} names the model {record.get('name')!r}: {nearest(str(record.get('name')), ENCODERS)}")
+    return str(record["name"])
+
+
+def _own(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The student's weights out of a training module's; the teacher and projections are not ours to load."""
+    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    if not own:
+        raise UserError(f"{path} has no '{PREFIX}*' weights (it has {_some(list(state))}): is it a frisket checkpoint?")
+    return own
+
+
+@cache
+def _layout(name: str) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a zoo model, from the meta device: no memory, no random numbers."""
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in build(name).state_dict().items()}
+
+
+def _identify(state: Mapping[str, Tensor], path: Path) -> str:
+    """The zoo name whose layout this is. Raises UserError with the first differences from the likest."""
+    print_ = fingerprint(state)
+    for name in ENCODERS:
+        if fingerprint(_layout(name)) == print_:
+            return name
+    shapes = {(key, tuple(value.shape)) for key, value in state.items()}
+    likest = max(ENCODERS, key=lambda name: len(shapes & set(_layout(name).items())))
+    _check(_layout(likest), state, f"{path} is no model of the zoo; the likest is '{likest}'")
+    raise AssertionError("unreachable: a layout without differences has the same fingerprint")
+
+
+def _check(expected: Shapes, found: Shapes, what: str) -> None:
+    """Raise UserError with the first keys that are missing, unexpected or of another shape."""
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    other = [
+        f"{key} {_times(found[key])} instead of {_times(expected[key])}"
+        for key in expected
+        if key in found and _shape(expected[key]) != _shape(found[key])
+    ]
+    labelled = (("missing", missing), ("unexpected", extra), ("shape", other))
+    parts = [f"{label}: {_some(keys)}" for label, keys in labelled if keys]
+    if parts:
+        raise UserError(f"{what} ({'; '.join(parts)}): give the file that belongs to the model")
+
+
+def _times(value: Any) -> str:
+    return "x".join(str(n) for n in _shape(value)) or "scalar"
+
+
+def _some(keys: list[str]) -> str:
+    rest = len(keys) - SHOWN
+    return ", ".join(keys[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _tag(folder: Path) -> Path | None:
+    """The tag folder a DeepSpeed checkpoint's `latest` names (Lightning: checkpoint/)."""
+    latest = folder / "latest"
+    tag = latest.read_text().strip() if latest.is_file() else ""
+    return folder / tag if tag else None
+
+
+def _is_deepspeed(folder: Path) -> bool:
+    tag = _tag(folder)
+    return tag is not None and (tag / MODEL_STATES).is_file()
+
+
+def _read_deepspeed(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    tag = _tag(folder)
+    if tag is None or not _complete(folder):
+        raise UserError(f"{folder} is an unfinished DeepSpeed checkpoint: load another of the run")
+    states = _unpickle(tag / MODEL_STATES)
+    record = states.get("frisket")
+    if not isinstance(record, Mapping):
+        raise UserError(f"{folder} has no 'frisket' record: only this project's DeepSpeed checkpoints can be loaded")
+    name = _name(record, folder)
+    if any(tag.glob("*_optim_states.pt")):
+        state = _merge_zero(folder, tag.name)
+    else:  # without ZeRO the model states hold the whole module
+        state = _tensors(states.get("module"), folder)
+    state = {key.removeprefix("_forward_module.").removeprefix("module."): value for key, value in state.items()}
+    return name, dict(record["changes"]), _own(state, folder)
+
+
+def _merge_zero(folder: Path, tag: str) -> dict[str, Tensor]:
+    try:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    except ImportError as error:
+        raise UserError(
+            f"{folder} is a ZeRO checkpoint and deepspeed is not installed: pip install 'frisket[deepspeed]', "
+            "or load the run's model.pt"
+        ) from error
+    return {key: value.float() for key, value in get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag).items()}
+
+
+def _complete(path: Path) -> bool:
+    """Whether a checkpoint was written to its end: torch's zip files end in a directory, DeepSpeed's folder in `latest`."""
+    if path.is_file():
+        return zipfile.is_zipfile(path)
+    tag = _tag(path)
+    if tag is None or not (tag / MODEL_STATES).is_file():
+        return False
+    return all(zipfile.is_zipfile(part) for part in tag.glob("*.pt"))
+
+
+def _modified(path: Path) -> int:
+    """Modification time in ns; of a folder, that of `latest`, which DeepSpeed writes last."""
+    return (path / "latest" if path.is_dir() else path).stat().st_mtime_ns
+
+
+def _step(path: Path) -> int:
+    tag = _tag(path) if path.is_dir() else None
+    return int(_unpickle(path if tag is None else tag / MODEL_STATES).get("global_step", 0))

@@ -1,0 +1,152 @@
+"""Config: dataclass defaults <- YAML files <- key=value, later wins. Knows no knob; each lives beside its reader.
+
+    config = load(TrainConfig, ["configs/distill_lightening.yaml", "configs/on/a100.yaml"], ["optim.lr=1e-4"])
+
+The only module that imports OmegaConf (https://omegaconf.readthedocs.io), used as the merge engine: the dataclass is the
+truth. A list in a later source replaces the earlier one; mappings merge. Unknown keys are refused with the nearest right
+one. Open mappings (`dict[str, Any]`, used for an encoder's own settings) are checked by whoever reads them.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from frisket.errors import UserError, nearest
+from frisket.files import write_text
+
+T = TypeVar("T")
+
+
+def load(schema: type[T], files: Sequence[Path | str], overrides: Sequence[str] = ()) -> T:
+    """Return an instance of the dataclass `schema`, filled from YAML `files` and then `key=value` overrides.
+
+    Raises UserError for a missing file, bad YAML, an unknown key (with the nearest right one), a value of the wrong
+    type, or a mandatory field left unset; the sentence names the file or the override.
+    """
+    merged = OmegaConf.structured(schema)
+    for source, part in _sources(files, overrides):
+        merged = _merge(schema, merged, part, source)
+    return _finish(merged, "the configuration")
+
+
+def from_dict(schema: type[T], values: dict[str, Any], where: str) -> T:
+    """The same checks for a plain mapping; `where` names it in errors."""
+    return _finish(_merge(schema, OmegaConf.structured(schema), OmegaConf.create(values), where), where)
+
+
+def peek(files: Sequence[Path | str], overrides: Sequence[str], key: str) -> Any:
+    """Return one (dotted) key before the schema is known, or None when no source sets it."""
+    merged = OmegaConf.create({})
+    for source, part in _sources(files, overrides):
+        try:
+            merged = OmegaConf.merge(merged, part)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{source}: {_line(error)}") from error
+    return OmegaConf.select(merged, key)
+
+
+def show(config: Any) -> str:
+    """Return the resolved configuration as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def save(config: Any, path: Path | str) -> None:
+    """Write `show(config)` to `path` atomically."""
+    write_text(path, show(config))
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Return {dotted key: value} of a config dataclass, for loggers and for comparing two runs."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict) and value:
+            return {k: v for key, inner in value.items() for k, v in walk(f"{prefix}{key}.", inner).items()}
+        return {prefix.rstrip("."): value}
+
+    return walk("", OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True))
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """Return a YAML file as plain containers (a saved run's config.yaml, say)."""
+    _, part = next(iter(_sources([path], [])))
+    return OmegaConf.to_container(part, resolve=True)  # type: ignore[return-value]
+
+
+def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
+    parts: list[tuple[str, DictConfig]] = []
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"config file {file} does not exist: give the path of a YAML file, e.g. configs/demo.yaml")
+        try:
+            part = OmegaConf.load(file)
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{file} is not valid YAML: {_line(error)}") from error
+        if not isinstance(part, DictConfig):
+            raise UserError(f"{file} must hold 'key: value' lines at its top level")
+        parts.append((str(file), part))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{override}' is not an override: write key=value, e.g. optim.lr=1e-4")
+        try:
+            parts.append((f"override '{override}'", OmegaConf.from_dotlist([override])))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"override '{override}': {_line(error)}") from error
+    return parts
+
+
+def _merge(schema: type, merged: Any, part: DictConfig, source: str) -> Any:
+    try:
+        OmegaConf.resolve(part)
+        return OmegaConf.merge(merged, part)
+    except ConfigKeyError as error:
+        raise UserError(f"{source}: {_unknown(schema, error)}") from error
+    except OmegaConfBaseException as error:
+        hint = ": set that environment variable" if "Environment variable" in str(error) else ""
+        raise UserError(f"{source}: {_line(error)}{_key(error)}{hint}") from error
+
+
+def _finish(merged: Any, where: str) -> Any:
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"{where} leaves {', '.join(missing)} unset: give it in the YAML or as {missing[0]}=…")
+    try:
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {_line(error)}") from error
+
+
+def _unknown(schema: type, error: ConfigKeyError) -> str:
+    """Name the unknown key in full and its nearest neighbour among all keys of the schema."""
+    full = error.full_key or str(error.key)
+    parent, _, word = full.rpartition(".")
+    siblings = keys(schema, parent)
+    return f"unknown key '{full}', {nearest(word, siblings)}" if siblings else f"unknown key '{full}'"
+
+
+def keys(schema: type, parent: str = "") -> list[str]:
+    """Return the field names of the dataclass found at the dotted path `parent` inside `schema`."""
+    node: Any = OmegaConf.structured(schema)
+    if parent:
+        node = OmegaConf.select(node, parent)
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+
+
+def _line(error: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(error).splitlines()[0] if str(error) else type(error).__name__)
+
+
+def _key(error: OmegaConfBaseException) -> str:
+    full = getattr(error, "full_key", None)
+    return f" (key '{full}')" if full else ""
+
+
+def is_config(value: Any) -> bool:
+    """Whether `value` is a config dataclass instance."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)

@@ -1,0 +1,167 @@
+"""Where samples lie in a plain tar: one pass over the headers, kept as the sidecar `<tar>.idx.json`.
+
+Use     index = build_index("sa1b-train-000000.tar"); index.keys, index.offsets, index.sizes
+Source  our choice: member offsets make a WebDataset tar addressable, which exact resume needs.
+"""
+
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from frisket.errors import UserError
+from frisket.files import write_text
+
+log = logging.getLogger(__name__)
+
+PAIR = ("jpg", "json")
+INDEX_VERSION = 1
+BLOCK = 512
+
+
+class BrokenTar(Exception):
+    """The tar ends or turns to garbage before its end mark; the message says where."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Member name -> (key, extension): the basename up to its first dot, folders dropped."""
+    key, _, ext = os.path.basename(name).partition(".")
+    ext = ext.lower()
+    return key, "jpg" if ext == "jpeg" else ext
+
+
+def is_gzip(tar: Path | str) -> bool:
+    """True when the file is gzip-wrapped, whatever its name says (some SA-1B downloads are)."""
+    with open(tar, "rb") as f:
+        return f.read(2) == b"\x1f\x8b"
+
+
+def scan(tar: Path, exts: Sequence[str]) -> Iterator[tuple[str, str, int, int]]:
+    """(key, ext, data offset, size) of each wanted member of a plain tar; reads headers only.
+
+    Raises UserError when it is not a tar and BrokenTar when it ends before its end mark.
+    """
+    size = tar.stat().st_size
+    last = "the beginning"
+    try:
+        archive = tarfile.open(tar, "r:")
+    except tarfile.TarError as error:
+        raise UserError(f"shard {tar} is not a tar file ({error}): download or write it again") from error
+    with archive:
+        try:
+            for member in archive:
+                key, ext = split_name(member.name)
+                if not member.isfile() or not key or ext not in exts:
+                    continue
+                if member.offset_data + member.size > size:
+                    raise BrokenTar(f"is cut off inside member {member.name}")
+                last = f"member {member.name}"
+                yield key, ext, member.offset_data, member.size
+        except tarfile.TarError as error:
+            raise BrokenTar(f"is cut off after {last} ({error})") from error
+        # tarfile takes a damaged header for the end of the archive; only a block of zeros is the end.
+        with open(tar, "rb") as f:
+            f.seek(archive.offset)  # type: ignore[attr-defined]
+            if f.read(BLOCK) != bytes(BLOCK):
+                raise BrokenTar(f"is cut off or damaged after {last}")
+
+
+@dataclass
+class Index:
+    """Where each sample of one tar lies. keys (n,) bytes; offsets, sizes (n, len(exts)) int64, in tar order."""
+
+    tar: Path
+    exts: tuple[str, ...]
+    keys: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def index_path(tar: Path | str) -> Path:
+    """The sidecar's name: `<tar>.idx.json`."""
+    return Path(f"{tar}.idx.json")
+
+
+def build_index(tar: Path | str, exts: Sequence[str] = PAIR) -> Index:
+    """Index of a plain tar, from its sidecar if that is fresh, else from one pass over the headers (sidecar written).
+
+    A sidecar is stale when it is older than the tar, or the tar's size or the wanted extensions differ.
+    Every sample must have all of `exts`; other members are ignored. Raises UserError naming shard and sample for
+    a lone half, a doubled member, a truncated tar, a gzip-wrapped tar, a file that is no tar or is not there.
+    """
+    tar = Path(tar)
+    exts = tuple(exts)
+    try:
+        stat = tar.stat()
+        fresh = _fresh_index(tar, exts, stat)
+        if fresh is not None:
+            return fresh
+        if is_gzip(tar):
+            raise UserError(f"shard {tar} is gzip-compressed and cannot be read by position: repack it, `frisket prep`")
+        parts: dict[str, dict[str, tuple[int, int]]] = {}
+        for key, ext, offset, size in scan(tar, exts):
+            if ext in parts.setdefault(key, {}):
+                raise UserError(f"shard {tar} holds {key}.{ext} twice: write the shard again")
+            parts[key][ext] = (offset, size)
+    except BrokenTar as error:
+        raise UserError(f"shard {tar} {error}: download or write it again") from error
+    except OSError as error:
+        raise UserError(f"shard {tar} cannot be read: {error.strerror or error}") from error
+    for key, have in parts.items():
+        lacking = [ext for ext in exts if ext not in have]
+        if lacking:
+            raise UserError(
+                f"shard {tar}, sample {key}: no .{lacking[0]} member; write the shard again, `frisket prep`"
+            )
+    index = _index_from_parts(tar, exts, parts)
+    _write_index(index, stat.st_size)
+    return index
+
+
+def _index_from_parts(tar: Path, exts: tuple[str, ...], parts: dict[str, dict[str, tuple[int, int]]]) -> Index:
+    spans = np.array([[have[e] for e in exts] for have in parts.values()], np.int64).reshape(-1, len(exts), 2)
+    # Fixed-width bytes, not a list of str: eleven million keys are 100 MB and no fork copies them by touching refcounts.
+    keys = np.array([key.encode() for key in parts], dtype=bytes)
+    return Index(tar, exts, keys, np.ascontiguousarray(spans[..., 0]), np.ascontiguousarray(spans[..., 1]))
+
+
+def _fresh_index(tar: Path, exts: tuple[str, ...], stat: os.stat_result) -> Index | None:
+    side = index_path(tar)
+    try:
+        if side.stat().st_mtime_ns < stat.st_mtime_ns:
+            return None
+        data = json.loads(side.read_bytes())
+        if (data["version"], data["bytes"], data["exts"]) != (INDEX_VERSION, stat.st_size, list(exts)):
+            return None
+        shape = (len(data["keys"]), len(exts))
+        offsets = np.array(data["offsets"], np.int64).reshape(shape)
+        sizes = np.array(data["sizes"], np.int64).reshape(shape)
+        return Index(tar, exts, np.array([k.encode() for k in data["keys"]], dtype=bytes), offsets, sizes)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        log.warning("index %s is not readable and is rebuilt", side)
+        return None
+
+
+def _write_index(index: Index, size: int) -> None:
+    try:
+        content = {
+            "version": INDEX_VERSION,
+            "bytes": size,
+            "exts": list(index.exts),
+            "keys": [key.decode() for key in index.keys.tolist()],
+            "offsets": index.offsets.tolist(),
+            "sizes": index.sizes.tolist(),
+        }
+        write_text(index_path(index.tar), json.dumps(content))
+    except OSError as error:  # a read-only mount: the index in memory serves, only the next start is slower
+        log.warning("index %s could not be written: %s", index_path(index.tar), error)

@@ -1,0 +1,232 @@
+"""One SA-1B record: check its bytes, and decode them to a `Sample` on the training grid.
+
+Use     annotations = parse(raw["json"], where="shard x.tar, sample sa_1"); check_record(key, jpg, json)
+        sample = decode(raw, image_size=1024, masks_per_image=16, rng=np.random.default_rng([seed, epoch, index]))
+Format  jpg + json {image: {image_id, width, height, file_name}, annotations: [{segmentation: {size [h, w], counts},
+        bbox xywh, area, predicted_iou, stability_score, …}]}; RLE is COCO's, column-major (SAM repository, README).
+        Prepared shards may hold a smaller JPEG; the json keeps the original size and coordinates.
+Masks   are read by filling RLE runs into the S/4 grid, never as full bitmaps; equal to nearest sampling. Our choice.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+
+from frisket.errors import UserError
+from frisket.geometry import Frame, resize_image
+from frisket.kernels import rle
+from frisket.sample import Sample
+
+
+class RecordError(UserError):
+    """One record is bad. `where` names shard and sample, `reason` says what is wrong; str() is the sentence."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception's default would call __init__ with the sentence alone
+        return type(self), (self.where, self.reason)
+
+
+@dataclass
+class Annotations:
+    """What the json says, original pixels. boxes (M, 4) float64 xywh; areas, predicted_iou, stability (M,) float64."""
+
+    image_id: int
+    width: int
+    height: int
+    rles: list[dict[str, Any]]
+    boxes: np.ndarray
+    areas: np.ndarray
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the original photograph."""
+        return self.height, self.width
+
+
+def parse(data: bytes | str, *, where: str, deep: bool = True) -> Annotations:
+    """Read and check a record's json. `deep` decodes every RLE's runs; without it only the sizes are compared.
+
+    Raises RecordError when it is no JSON, lacks `image` or `annotations`, or an RLE's size or counts are wrong.
+    """
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise RecordError(where, f"the .json is not readable ({error})") from error
+    image = _field(record, "image", where, dict)
+    height, width = (int(_field(image, name, where, (int, float))) for name in ("height", "width"))
+    if height <= 0 or width <= 0:
+        raise RecordError(where, f"the .json says the image is {width}x{height} pixels")
+    items = _field(record, "annotations", where, list)
+    rles = [_rle(item, number, (height, width), where, deep) for number, item in enumerate(items)]
+    try:
+        boxes = np.array([item["bbox"] for item in items], np.float64).reshape(len(items), 4)
+        areas = np.array([item["area"] for item in items], np.float64)
+        predicted = np.array([item.get("predicted_iou", 1.0) for item in items], np.float64)
+        stability = np.array([item.get("stability_score", 1.0) for item in items], np.float64)
+    except KeyError as error:
+        raise RecordError(where, f"an annotation has no {error.args[0]!r}") from error
+    except (ValueError, TypeError) as error:
+        raise RecordError(where, f"an annotation's bbox, area or score is not a number ({error})") from error
+    if not (np.isfinite(boxes).all() and np.isfinite(areas).all()):
+        raise RecordError(where, "an annotation's bbox or area is not finite")
+    image_id = image.get("image_id", -1)
+    return Annotations(int(image_id), width, height, rles, boxes, areas, predicted, stability)
+
+
+def _field(record: Any, name: str, where: str, kind: Any) -> Any:
+    if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+        raise RecordError(where, f"the .json has no `{name}`")
+    return record[name]
+
+
+def _rle(item: Any, number: int, size: tuple[int, int], where: str, deep: bool) -> dict[str, Any]:
+    found = _field(item, "segmentation", where, dict)
+    if list(found.get("size", [])) != list(size):
+        raise RecordError(where, f"mask {number} is an RLE of size {found.get('size')}, but the image is {list(size)}")
+    if deep:
+        _check_runs(found, number, size, where)
+    return found
+
+
+def _check_runs(found: dict[str, Any], number: int, size: tuple[int, int], where: str) -> None:
+    try:
+        rle.check(found, size)
+    except ValueError as error:
+        raise RecordError(where, f"mask {number}: {error}") from error
+
+
+# ---------------------------------------------------------------- JPEG
+
+
+def jpeg_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
+    """(height, width) from the header. Raises RecordError when it is no JPEG."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise RecordError(where, f"the .jpg is damaged or no JPEG ({error})") from error
+    return int(height), int(width)
+
+
+def decode_jpeg(data: bytes, *, where: str, at_least: tuple[int, int] = (0, 0)) -> torch.Tensor:
+    """JPEG -> uint8 (3, h, w) RGB at its own size, or at the smallest DCT scale that still covers `at_least` (h, w).
+
+    Raises RecordError when the JPEG is truncated or damaged (libjpeg's warnings count as errors).
+    """
+    height, width = at_least
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width, strict=True)
+    except ValueError as error:
+        raise RecordError(where, f"the .jpg is truncated or damaged ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _check_sizes(found: tuple[int, int], original: tuple[int, int], where: str) -> None:
+    """The JPEG is the original, or the original resized by SAM's rule to the JPEG's own longest side."""
+    if found != original and Frame.fit(original, max(found)).size != found:
+        raise RecordError(where, f"the .jpg is {found[1]}x{found[0]}, but the .json says {original[1]}x{original[0]}")
+
+
+def check_record(key: str, jpg: bytes, data: bytes | str, *, shard: str | None = None) -> Annotations:
+    """Everything that can be wrong with a record, tried: json, every RLE, sizes, the whole JPEG stream.
+
+    Returns the annotations. Raises RecordError whose `reason` goes into rejected.jsonl.
+    """
+    where = f"shard {shard}, sample {key}" if shard else f"sample {key}"
+    annotations = parse(data, where=where)
+    _check_sizes(jpeg_size(jpg, where=where), annotations.size, where)
+    decode_jpeg(jpg, where=where, at_least=(1, 1))  # 1/8 scale: reads the whole stream, skips most arithmetic
+    return annotations
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def grid_samples(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, cols) int64, each (S/4,): the ORIGINAL row / column under each grid cell's centre, -1 in the padding.
+
+    Cell g is centred at input coordinate 4g + 2 (pixel edges at integers), that is original (4g + 2) * H / h; the
+    pixel there is its floor. Integer arithmetic, so that no rounding differs between machines.
+    """
+    centre = 4 * np.arange(frame.grid, dtype=np.int64) + 2
+    (height, width), (h, w) = frame.original, frame.size
+    return np.where(centre < h, centre * height // h, -1), np.where(centre < w, centre * width // w, -1)
+
+
+def decode(
+    raw: dict[str, Any],
+    *,
+    image_size: int,
+    masks_per_image: int,
+    rng: np.random.Generator,
+    min_area: float = 0.0,
+    max_area_fraction: float = 0.9,
+) -> Sample:
+    """{"__key__", "__shard__", "jpg", "json"} -> Sample: image resized to `image_size`, at most `masks_per_image`
+    masks (0 = all) drawn by `rng` on the (S/4, S/4) grid, boxes xyxy in input pixels, areas in original pixels.
+
+    Masks under `min_area` original pixels, over `max_area_fraction` of the image (SAM, appendix A, drops > 90 %) or
+    empty on the grid are not drawn. Raises RecordError naming shard and sample.
+    """
+    where = f"shard {raw.get('__shard__', '?')}, sample {raw['__key__']}"
+    for ext in ("jpg", "json"):
+        if ext not in raw:
+            raise RecordError(where, f"has no .{ext} member")
+    notes = parse(raw["json"], where=where, deep=False)
+    found = jpeg_size(raw["jpg"], where=where)
+    _check_sizes(found, notes.size, where)
+    frame = Frame.fit(notes.size, image_size)
+    # DCT scaling is quick but sharper than our resize, so it may only do the part beyond twice the target size.
+    image = decode_jpeg(raw["jpg"], where=where, at_least=(2 * frame.size[0], 2 * frame.size[1]))
+    if tuple(image.shape[1:]) != frame.size:
+        image = resize_image(image, frame.size)
+
+    allowed = (notes.areas >= max(min_area, 1.0)) & (notes.areas <= max_area_fraction * notes.height * notes.width)
+    order = np.flatnonzero(allowed)
+    if masks_per_image:
+        order = rng.permutation(order)
+    chosen, grids = _fill(notes, order, masks_per_image or len(order), grid_samples(frame), where)
+
+    xywh = notes.boxes[chosen]
+    # SA-1B's w and h are last minus first pixel (SAM's generator), one less than COCO's; left as stored.
+    corners = torch.from_numpy(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype(np.float32))
+    return Sample(
+        key=raw["__key__"],
+        image=image,
+        masks=torch.from_numpy(grids).bool(),
+        boxes=frame.boxes_to_input(corners),
+        areas=torch.from_numpy(notes.areas[chosen].astype(np.float32)),
+        frame=frame,
+        embedding=None,
+    )
+
+
+def _fill(
+    notes: Annotations, order: np.ndarray, wanted: int, where_on_grid: tuple[np.ndarray, np.ndarray], where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `wanted` masks in `order` that are not empty on the grid: their numbers (M,) and uint8 (M, G, G)."""
+    rows, cols = where_on_grid
+    chosen: list[int] = []
+    grids: list[np.ndarray] = []
+    while len(order) and len(chosen) < wanted:
+        part, order = order[: wanted - len(chosen)], order[wanted - len(chosen) :]
+        for number in part:
+            _check_runs(notes.rles[number], int(number), notes.size, where)
+        filled = rle.fill_many([notes.rles[number] for number in part], rows, cols)
+        keep = filled.any(axis=(1, 2))
+        chosen += part[keep].tolist()
+        grids.append(filled[keep])
+    empty = np.zeros((0, len(rows), len(cols)), np.uint8)
+    return np.array(chosen, np.int64), np.concatenate([empty, *grids])

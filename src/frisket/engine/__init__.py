@@ -1,0 +1,1 @@
+"""Running a recipe somewhere: strategy (DDP, DeepSpeed), preemption, the run folder and its checkpoints."""

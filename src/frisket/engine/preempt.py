@@ -1,0 +1,73 @@
+"""Leave when asked (Slurm's SIGUSR1 warning, SIGTERM): at a step all ranks agree on, with a checkpoint, exit code 75.
+
+    preempt = Preempt(run.checkpoints)
+    trainer = L.Trainer(callbacks=[…, preempt], plugins=[SLURMEnvironment(auto_requeue=False)])
+    trainer.fit(…)
+    if preempt.left: close the loggers; exit with EXIT_PREEMPTED       # slurm/env.sh requeues on 75
+
+Our choice over Lightning's auto_requeue (see `frisket.engine.signals`). Ranks receive a signal at different moments, and a
+collective save from only some of them would hang; so the flag is reduced by MAX at every step's end, and all ranks save
+and stop at the same step. The exit code, not `scontrol` in Python, asks for the requeue: that works in containers too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from frisket.engine import signals
+from frisket.engine.save import PREEMPT, StepEnd, pending_validation, save, validation_due
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
+
+
+class Stopped(Exception):
+    """Raised out of a validation loop, which has no orderly way to stop early; the checkpoint is already written."""
+
+
+class Preempt(StepEnd):
+    """Stop the fit at the first step (or validation batch) after any rank was asked to. `left`: the step, or None."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.left: int | None = None
+        self._due = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the handlers back: Lightning has just put its own in front of ours."""
+        signals.install()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save and stop, once this step is complete and anyone was asked. The run's very last step just finishes."""
+        if not self.stepped(trainer) or trainer.global_step >= trainer.max_steps or not self._agreed(trainer):
+            return
+        self._save(trainer, due=validation_due(trainer))
+        trainer.should_stop = True
+        trainer.limit_val_batches = 0  # Lightning validates once more on should_stop: there is no time for it
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """The same inside validation, which is then run from its start after the resume."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not self._agreed(trainer):
+            return
+        self._save(trainer, due=True)
+        raise Stopped
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Mark the validation of this step as still to do."""
+        if self._due:
+            pending_validation(checkpoint["loops"])
+
+    def _save(self, trainer: L.Trainer, due: bool) -> None:
+        self._due = due
+        save(trainer, self.folder / PREEMPT)
+        self._due = False
+        self.left = trainer.global_step
+
+    def _agreed(self, trainer: L.Trainer) -> bool:
+        mine = signals.asked()
+        if trainer.world_size == 1:
+            return mine
+        flag = torch.tensor(float(mine), device=trainer.strategy.root_device)
+        return bool(trainer.strategy.reduce(flag, reduce_op="max") > 0)

@@ -1,0 +1,144 @@
+"""The one door to DDP and DeepSpeed: where the run stands (nodes, devices) and how its ranks work together.
+
+    trainer = L.Trainer(**place(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", images_per_gpu=8), …)
+
+Under Slurm (inside `srun`) nodes and devices come from Slurm, one task per device; anywhere else from the arguments.
+DeepSpeed ZeRO: Rajbhandari et al. 2020 (arXiv 1910.02054), through Lightning; stages 1 and 2 (the models here are small:
+stage 3 would only add traffic). The CPU subclass lets the tests run the real engine over gloo.
+"""
+
+import argparse
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+
+from frisket.errors import UserError, nearest
+
+STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2")
+
+
+def place(
+    *, accelerator: str, devices: int | str, num_nodes: int, strategy: str, images_per_gpu: int
+) -> dict[str, Any]:
+    """Return the Trainer's keyword arguments accelerator, devices, num_nodes, strategy and plugins.
+
+    Raises UserError for an unknown strategy, for a DeepSpeed that is not installed, and for more devices than exist.
+    """
+    if strategy not in STRATEGIES:
+        raise UserError(f"trainer.strategy={strategy} is unknown: {nearest(strategy, STRATEGIES)}")
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    environment = _environment()
+    if isinstance(environment, SLURMEnvironment):
+        num_nodes, devices = _slurm_size()
+    elif isinstance(environment, TorchElasticEnvironment):
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif devices == "auto":
+        devices = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 1
+    devices = int(devices)
+    if accelerator in ("cuda", "gpu") and devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices={devices} but this machine shows {torch.cuda.device_count()} GPUs: ask for fewer")
+    chosen = _strategy(strategy, on_cpu=accelerator == "cpu", world=num_nodes * devices, images_per_gpu=images_per_gpu)
+    return {
+        "accelerator": accelerator,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "strategy": chosen,
+        "plugins": [environment],
+    }
+
+
+def under_slurm() -> bool:
+    """Whether this process is a task that `srun` started (a plain process inside a batch script is not)."""
+    return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ and SLURMEnvironment.detect()
+
+
+def exits_for_all(environment: ClusterEnvironment, rank: int) -> bool:
+    """Whether this rank's exit code reaches whoever started the run.
+
+    Ranks that Lightning itself spawned do not: their parent (rank 0) would take a code other than 0 for a crash and be
+    killed before it can return its own.
+    """
+    return rank == 0 or not isinstance(environment, LightningEnvironment)
+
+
+def _environment() -> ClusterEnvironment:
+    if under_slurm():
+        return SLURMEnvironment(auto_requeue=False)  # frisket.engine.preempt does that, between steps
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    return LightningEnvironment()  # named, so that SLURM_* left over in an interactive shell is not believed
+
+
+def _slurm_size() -> tuple[int, int]:
+    nodes = int(os.environ.get("SLURM_NNODES", "1"))
+    tasks = os.environ.get("SLURM_NTASKS_PER_NODE")
+    if tasks is None:
+        total = int(os.environ["SLURM_NTASKS"])
+        if total > 1:
+            raise UserError("this Slurm job sets no --ntasks-per-node: give it, one task per GPU")
+        tasks = str(total)
+    return nodes, int(tasks)
+
+
+def _strategy(name: str, *, on_cpu: bool, world: int, images_per_gpu: int) -> Any:
+    backend = "gloo" if on_cpu else None
+    if name.startswith("deepspeed"):
+        if importlib.util.find_spec("deepspeed") is None:
+            raise UserError(f"trainer.strategy={name} needs DeepSpeed: pip install 'frisket[deepspeed]'")
+        if on_cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+        kind = CPUDeepSpeed if on_cpu else DeepSpeedStrategy
+        return kind(
+            stage=int(name[-1]),
+            exclude_frozen_parameters=True,  # a frozen encoder is in init_from already; recipes load non-strictly
+            logging_batch_size_per_gpu=images_per_gpu,  # "auto" asks the loader for a batch_size it does not have
+            process_group_backend=backend,
+        )
+    if name == "auto" and world == 1:
+        return "auto"
+    return DDPStrategy(
+        find_unused_parameters=False, gradient_as_bucket_view=True, process_group_backend=backend
+    )
+
+
+class CPUDeepSpeed(DeepSpeedStrategy):
+    """DeepSpeed over gloo without a GPU, for tests: steps over three CUDA-only assumptions of Lightning's strategy."""
+
+    strategy_name = "deepspeed_cpu"
+
+    def setup_environment(self) -> None:
+        """Skip the parent's refusal of any accelerator but CUDA."""
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Skip the parent's check of device indices: CPU devices have none."""
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
+        """Give DeepSpeed the local rank; the parent passes `root_device.index`, which is None on CPU."""
+        import deepspeed  # an extra, and slow to import
+
+        engine, wrapped, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.local_rank),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, wrapped

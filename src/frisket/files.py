@@ -1,0 +1,76 @@
+"""Whole files or none: write under a temporary name in the same folder, then rename.
+
+    with atomic(path) as tmp:
+        tmp.write_bytes(data)
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from frisket.errors import UserError
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place on success, remove it on any error.
+
+    The temporary name is `.<name>.<pid>.tmp`, so globs for the final suffix never meet it. A folder written under the
+    temporary name works too. Raises UserError when the disk is full, naming the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield tmp
+        if tmp.is_file():
+            with open(tmp, "rb") as file:  # the rename must never overtake the data
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            shutil.rmtree(path)
+        os.replace(tmp, path)
+    except OSError as error:
+        _remove(tmp)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full while writing {path}: free some space or choose another folder") from error
+        raise
+    except BaseException as error:
+        _remove(tmp)
+        if disk_full(error):
+            raise UserError(f"the disk is full while writing {path}: free some space or choose another folder") from error
+        raise
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether a library hid 'no space left on device' inside an error of its own (torch's zip writer does)."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left" in str(seen) or ("PytorchStreamWriter" in str(seen) and "write" in str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` (UTF-8) to `path` atomically."""
+    with atomic(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON to `path` atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")

@@ -1,0 +1,129 @@
+"""Where pixels are: the Frame between a photograph and the model's input, resizing, boxes and mask overlap.
+
+Three frames, named everywhere: *original* (the photograph), *input* (longest side scaled to S, then zero-padded right and
+bottom to S x S) and *grid* (S/4 x S/4 over the padded input: the mask decoder's own resolution). Points and boxes are
+float (x, y) / (x0, y0, x1, y1). Pixel-index convention of SAM: integer (x, y) is the pixel at that column and row; the
+prompt encoder adds the half pixel. Source: SAM's released pre- and post-processing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The way from a photograph to the model's input and back.
+
+    original: (h, w) of the photograph in pixels; size: (h, w) of its valid part in the S x S input; side: S.
+    """
+
+    original: tuple[int, int]
+    size: tuple[int, int]
+    side: int
+
+    @classmethod
+    def fit(cls, original: tuple[int, int], side: int) -> "Frame":
+        """Scale the longest side of `original` (h, w) to `side`, rounding as SAM does, never below one pixel."""
+        scale = side / max(original)
+        height, width = (min(side, max(1, int(edge * scale + 0.5))) for edge in original)
+        return cls((int(original[0]), int(original[1])), (height, width), side)
+
+    @property
+    def grid(self) -> int:
+        """Side of the low-resolution mask grid, S // 4."""
+        return self.side // 4
+
+    def valid_tokens(self, patch: int = 16) -> tuple[int, int]:
+        """(rows, cols) of patch tokens that hold at least one pixel of the photograph."""
+        return -(-self.size[0] // patch), -(-self.size[1] // patch)
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return like.new_tensor([self.size[1] / self.original[1], self.size[0] / self.original[0]])
+
+    def to_input(self, xy: Tensor) -> Tensor:
+        """Points (..., 2) from original to input pixels."""
+        return xy * self._scale(xy)
+
+    def to_original(self, xy: Tensor) -> Tensor:
+        """Points (..., 2) from input to original pixels."""
+        return xy / self._scale(xy)
+
+    def boxes_to_input(self, boxes: Tensor) -> Tensor:
+        """Boxes (N, 4) xyxy from original to input pixels."""
+        return boxes * self._scale(boxes).repeat(2)
+
+    def boxes_to_original(self, boxes: Tensor) -> Tensor:
+        """Boxes (N, 4) xyxy from input to original pixels."""
+        return boxes / self._scale(boxes).repeat(2)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a uint8 image (3, H, W) to (3, h, w): bilinear, antialiased when shrinking, as PIL does (<= 1 level off)."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def upscale_logits(low: Tensor, frame: Frame) -> Tensor:
+    """Bring low-resolution mask logits (N, g, g) of the padded grid to (N, H, W) of the original photograph.
+
+    SAM's two steps: bilinear to S x S, crop the valid part, bilinear to the original size.
+    """
+    full = F.interpolate(low[:, None].float(), size=(frame.side, frame.side), mode="bilinear", align_corners=False)
+    valid = full[..., : frame.size[0], : frame.size[1]]
+    return F.interpolate(valid, size=frame.original, mode="bilinear", align_corners=False)[:, 0]
+
+
+def boxes_of_masks(masks: Tensor) -> Tensor:
+    """Tight boxes (N, 4) of bool masks (N, H, W): first column, first row, last column + 1, last row + 1.
+
+    An empty mask gives zeros.
+    """
+    if masks.shape[0] == 0:
+        return torch.zeros((0, 4), device=masks.device)
+    edges = []
+    for dim, length in ((1, masks.shape[2]), (2, masks.shape[1])):
+        hit = masks.any(dim=dim)
+        first = hit.int().argmax(dim=1)
+        last = length - hit.flip(1).int().argmax(dim=1)
+        edges.append((first, torch.where(hit.any(1), last, torch.zeros_like(last))))
+    (x0, x1), (y0, y1) = edges
+    return torch.stack([x0, y0, x1, y1], dim=1).float()
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas (N,) of boxes (N, 4) xyxy; never negative."""
+    return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Pairwise IoU (N, M) of boxes a (N, 4) and b (M, 4), xyxy in the same frame; 0 where the union is empty."""
+    low = torch.maximum(a[:, None, :2], b[None, :, :2])
+    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    inter = (high - low).clamp(min=0).prod(dim=2)
+    union = box_area(a)[:, None] + box_area(b)[None] - inter
+    return torch.where(union > 0, inter / union.clamp(min=1e-9), torch.zeros_like(union))
+
+
+def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+    """Greedy non-maximum suppression: kept indices in descending score order (ties by index)."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    over = box_iou(boxes, boxes) > iou
+    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    kept = []
+    for index in order.tolist():
+        if alive[index]:
+            kept.append(index)
+            alive &= ~over[index]
+    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+
+
+def mask_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (N,) of paired bool masks (N, ...); two empty masks agree perfectly (1)."""
+    a, b = a.flatten(1), b.flatten(1)
+    inter = (a & b).sum(1)
+    union = (a | b).sum(1)
+    return torch.where(union > 0, inter / union.clamp(min=1), torch.ones_like(union, dtype=torch.float))

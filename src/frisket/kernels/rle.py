@@ -1,0 +1,265 @@
+"""COCO run-length masks read straight into a small grid: the full-size mask is never built.
+
+Use     `fill_many(rles, rows, columns)` gives (M, h, w) uint8, where rows[i] and columns[j] name the source pixel that
+        output cell (i, j) samples; `check`, `area`, `counts` and `encode` do what their names say.
+Source  The format is pycocotools' (runs down the columns, starting with background; in strings 6-bit characters, the
+        difference to the run before last from the fourth run on). The sampling fill is our choice.
+
+A mask is {"size": [H, W], "counts": text, bytes or list of runs}, as in SA-1B, COCO and LVIS. Any text is safe to read:
+damage raises ValueError with the reason, and nothing is read or written out of bounds. Compiled by numba on first use
+and cached on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Rle = Mapping[str, Any]
+
+_TRUNCATED, _CHARACTER, _TOO_LONG, _NEGATIVE = -1, -2, -3, -4
+_DAMAGE = {
+    _TRUNCATED: "its counts string ends in the middle of a run",
+    _CHARACTER: "its counts string holds a character outside '0'..'o'",
+    _TOO_LONG: "its counts string holds a run of more than 35 bits",
+    _NEGATIVE: "it has a negative run",
+}
+_SIDE_LIMIT = 1 << 20  # pixels a side; keeps every product below far inside int64
+
+
+@numba.njit(cache=True, nogil=True)
+def _parse(text, runs):  # pragma: no cover (compiled)
+    """Runs of a compressed string into `runs` (at least len(text) long). Returns their number or an error code."""
+    number, at, end = 0, 0, text.size
+    while at < end:
+        value, shift, more = np.int64(0), 0, True
+        while more:
+            if at >= end:
+                return _TRUNCATED
+            if shift > 30:
+                return _TOO_LONG
+            c = np.int64(text[at]) - 48
+            if c < 0 or c > 63:
+                return _CHARACTER
+            value |= (c & 31) << shift
+            shift += 5
+            at += 1
+            more = (c & 32) != 0
+            if not more and (c & 16) != 0:
+                value |= np.int64(-1) << shift
+        if number > 2:
+            value += runs[number - 2]
+        if value < 0:
+            return _NEGATIVE
+        runs[number] = value
+        number += 1
+    return number
+
+
+@numba.njit(cache=True, nogil=True)
+def _first(samples, first):  # pragma: no cover (compiled)
+    """first[s] = number of outputs that sample a source index below s: outputs first[s]..first[s+1] sample s.
+
+    `samples` must rise, lie in 0..first.size-2 and may end in -1s (padding). Returns False when it does not.
+    """
+    limit = first.size - 1
+    s = 0
+    i = 0
+    while i < samples.size and samples[i] >= 0:
+        if samples[i] >= limit or (i > 0 and samples[i] < samples[i - 1]):
+            return False
+        while s <= samples[i]:
+            first[s] = i
+            s += 1
+        i += 1
+    while s <= limit:
+        first[s] = i
+        s += 1
+    while i < samples.size:
+        if samples[i] >= 0:
+            return False
+        i += 1
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(runs, number, first_row, first_column, out):  # pragma: no cover (compiled)
+    """Set to 1 the cells of `out` that sample a foreground run. The runs must sum to H * W (the caller checks)."""
+    height = first_row.size - 1
+    column, row = 0, 0
+    for n in range(number):
+        run = runs[n]
+        stop = row + run
+        if n & 1 and run > 0:
+            c, low = column, row
+            while stop > 0:
+                high = min(stop, height)
+                j0, j1 = first_column[c], first_column[c + 1]
+                if j1 > j0:
+                    for i in range(first_row[low], first_row[high]):
+                        for j in range(j0, j1):
+                            out[i, j] = 1
+                stop -= height
+                low = 0
+                c += 1
+        row += run
+        if row >= height:
+            column += row // height
+            row %= height
+
+
+@numba.njit(cache=True, nogil=True)
+def _runs_of(pixels, runs):  # pragma: no cover (compiled)
+    """Runs of a flat bool array, starting with background. Returns their number (at most len(pixels) + 1)."""
+    number, start, value = 0, 0, False
+    for p in range(pixels.size):
+        if pixels[p] != value:
+            runs[number] = p - start
+            number += 1
+            start = p
+            value = not value
+    runs[number] = pixels.size - start
+    return number + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _write(runs, text):  # pragma: no cover (compiled)
+    """Compressed string of `runs` into `text` (8 characters a run suffice). Returns its length."""
+    at = 0
+    for n in range(runs.size):
+        value = runs[n]
+        if n > 2:
+            value -= runs[n - 2]
+        more = True
+        while more:
+            c = value & 31
+            value >>= 5
+            more = value != (-1 if c & 16 else 0)
+            text[at] = c + (80 if more else 48)
+            at += 1
+    return at
+
+
+def _size(rle: Rle) -> tuple[int, int]:
+    """(H, W) of a mask, validated."""
+    try:
+        height, width = (int(n) for n in rle["size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its size is not [height, width]: {error!r}") from error
+    if not (0 < height <= _SIDE_LIMIT and 0 < width <= _SIDE_LIMIT):
+        raise ValueError(f"its size {height} x {width} is not a picture's")
+    return height, width
+
+
+def _total(runs: NDArray[np.int64], height: int, width: int) -> None:
+    total = int(runs.sum())
+    if total != height * width:
+        raise ValueError(f"its runs sum to {total}, but its size {height} x {width} has {height * width} pixels")
+
+
+def counts(rle_counts: str | bytes | Sequence[int]) -> NDArray[np.int64]:
+    """Run lengths of a mask's counts, background first: a compressed string, its bytes, or a list of runs.
+
+    Raises ValueError with the reason for a damaged string, a negative run or anything that is not one of the three.
+    """
+    if isinstance(rle_counts, str):
+        if not rle_counts.isascii():
+            raise ValueError(_DAMAGE[_CHARACTER])
+        rle_counts = rle_counts.encode("ascii")
+    if isinstance(rle_counts, bytes):
+        runs = np.empty(len(rle_counts), np.int64)
+        number = _parse(np.frombuffer(rle_counts, np.uint8), runs)
+        if number < 0:
+            raise ValueError(_DAMAGE[number])
+        return runs[:number]
+    if not isinstance(rle_counts, (list, tuple, np.ndarray)):
+        raise ValueError(f"its counts are neither a string nor a list of runs but {type(rle_counts).__name__}")
+    runs = np.asarray(rle_counts) if len(rle_counts) else np.empty(0, np.int64)
+    if runs.ndim != 1 or runs.dtype.kind not in "iu":
+        raise ValueError("its counts are not a flat list of whole numbers")
+    if runs.size and (runs.min() < 0 or runs.max() > _SIDE_LIMIT**2):
+        raise ValueError(_DAMAGE[_NEGATIVE] if runs.min() < 0 else "it has a run longer than any picture")
+    return runs.astype(np.int64, copy=False)
+
+
+def _table(samples: ArrayLike, size: int, axis: str) -> NDArray[np.int64]:
+    first = np.empty(size + 1, np.int64)
+    if not _first(np.ascontiguousarray(samples, np.int64), first):
+        raise ValueError(f"the sampled {axis} must rise within 0..{size - 1} and end in -1 where there is padding")
+    return first
+
+
+def _checked(rle: Rle, size: tuple[int, int]) -> NDArray[np.int64]:
+    """Runs of a mask that must have the given size."""
+    found = _size(rle)
+    if found != size:
+        raise ValueError(f"its size is {found[0]} x {found[1]}, not {size[0]} x {size[1]}")
+    if "counts" not in rle:
+        raise ValueError("it has no counts")
+    runs = counts(rle["counts"])
+    _total(runs, *size)
+    return runs
+
+
+def check(rle: Rle, size: tuple[int, int]) -> None:
+    """Validate a mask against its picture's (H, W) without decoding a pixel. Raises ValueError with the reason."""
+    _checked(rle, (int(size[0]), int(size[1])))
+
+
+def area(rle: Rle) -> int:
+    """Foreground pixels of a mask at its own size. Raises ValueError for a damaged mask."""
+    return int(_checked(rle, _size(rle))[1::2].sum())
+
+
+def fill(rle: Rle, rows: ArrayLike, columns: ArrayLike, out: NDArray[np.uint8]) -> None:
+    """Sample a mask: out[i, j] = mask[rows[i], columns[j]], and 0 where either index is -1.
+
+    rows (h,) and columns (w,) are source indices that rise (equal ones allowed) and may end in -1s; out (h, w) uint8 is
+    overwritten. Raises ValueError, with `out` untouched, for a damaged mask or indices that break these rules.
+    """
+    height, width = _size(rle)
+    runs = _checked(rle, (height, width))
+    first_row, first_column = _table(rows, height, "rows"), _table(columns, width, "columns")
+    if out.shape != (np.size(rows), np.size(columns)) or out.dtype != np.uint8:
+        raise ValueError(f"out must be uint8 {(np.size(rows), np.size(columns))}, not {out.dtype} {out.shape}")
+    out[...] = 0
+    _fill(runs, runs.size, first_row, first_column, out)
+
+
+def fill_many(rles: Sequence[Rle], rows: ArrayLike, columns: ArrayLike) -> NDArray[np.uint8]:
+    """`fill` for masks of one picture, which all have its size: (M, h, w) uint8 of 0 and 1.
+
+    Raises ValueError naming the number of the damaged mask.
+    """
+    out = np.zeros((len(rles), np.size(rows), np.size(columns)), np.uint8)
+    if not rles:
+        return out
+    at = 0
+    try:
+        size = _size(rles[0])
+        first_row, first_column = _table(rows, size[0], "rows"), _table(columns, size[1], "columns")
+        for at, rle in enumerate(rles):
+            runs = _checked(rle, size)
+            _fill(runs, runs.size, first_row, first_column, out[at])
+    except ValueError as error:
+        raise ValueError(f"mask {at}: {error}") from error
+    return out
+
+
+def encode(mask: NDArray[Any]) -> dict[str, Any]:
+    """Compress a mask (H, W), bool or uint8 (not 0 = foreground), to {"size": [H, W], "counts": str}.
+
+    The string is the one pycocotools writes. Raises ValueError when the mask is not a two-dimensional picture.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(f"a mask is (H, W) with at least one pixel, not {mask.shape}")
+    pixels = (mask if mask.dtype == np.bool_ else mask != 0).ravel(order="F")
+    runs = np.empty(pixels.size + 1, np.int64)
+    runs = runs[: _runs_of(pixels, runs)]
+    text = np.empty(8 * runs.size, np.uint8)
+    return {"size": [int(n) for n in mask.shape], "counts": text[: _write(runs, text)].tobytes().decode("ascii")}

@@ -1,0 +1,88 @@
+"""Sam = image encoder + prompt encoder + mask decoder: the one model every recipe trains and every judge asks.
+
+Use     embeddings = sam.encode(images, sizes); prediction = sam.decode(embeddings, image_index, prompts, multimask=True)
+Source  Segment Anything (arXiv 2304.02643); `decode` over many images at once is our choice (SAM loops over images).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frisket.models.mask_decoder import MaskDecoder
+from frisket.models.prompt_encoder import IGNORED, PromptEncoder
+from frisket.sample import Prediction, Prompts
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class Sam(nn.Module):
+    """The three parts under Meta's names. `name` and `changes` are what `frisket.models.zoo.build` was given.
+
+    `image_encoder` maps normalized (B, 3, S, S) to (B, 256, S/16, S/16) and has a `.config` with `image_size`, `patch`
+    and `out_channels`.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, image_encoder: nn.Module, name: str, changes: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        config: Any = image_encoder.config
+        self.name, self.changes = name, dict(changes or {})
+        self.image_size: int = config.image_size
+        self.image_encoder = image_encoder
+        self.prompt_encoder = PromptEncoder(config.image_size, config.out_channels, patch=config.patch)
+        self.mask_decoder = MaskDecoder(config.out_channels)
+        # Not persistent: the public checkpoints do not hold them, and strict loading wants exactly their keys.
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pixel_mean.device
+
+    def preprocess(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Normalized float (B, 3, S, S) of uint8 RGB (B, 3, S, S); outside the valid (h, w) of `sizes` (B, 2) exactly 0.
+
+        Zero after normalization is the mean colour: SAM pads last.
+        """
+        side_h, side_w = images.shape[-2:]
+        rows = torch.arange(side_h, device=images.device) < sizes[:, 0, None].to(images.device)
+        columns = torch.arange(side_w, device=images.device) < sizes[:, 1, None].to(images.device)
+        valid = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+        normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        return torch.where(valid, normalized, 0.0)
+
+    def encode(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Image embeddings (B, 256, S/16, S/16) of uint8 RGB (B, 3, S, S) with valid (h, w) in `sizes` (B, 2)."""
+        return self.image_encoder(self.preprocess(images, sizes))
+
+    def decode(self, embeddings: Tensor, image_index: Tensor, prompts: Prompts, multimask: bool) -> Prediction:
+        """Answer N prompts about B images in one pass: logits float (N, C, G, G) and predicted IoU (N, C).
+
+        embeddings: (B, 256, h, w) of any native or other side; image_index: long (N,), the image each prompt asks
+        about; prompts: input pixels (see `frisket.sample`). Differentiable. Raises ValueError for prompts that hold nothing.
+        """
+        if prompts.points is None and prompts.boxes is None and prompts.masks is None:
+            raise ValueError("prompts hold no points, no boxes and no masks")
+        size = (embeddings.shape[-2], embeddings.shape[-1])
+        encoder = self.prompt_encoder
+        points = None if prompts.points is None or prompts.labels is None else (prompts.points, prompts.labels)
+        sparse, dense = encoder(points, prompts.boxes, prompts.masks, size)
+        # Only labels can ask for an ignored token; always passing the mask then avoids a look at the device's data.
+        tokens = encoder.tokens(points, prompts.boxes) if points is not None else None
+        ignored = None if tokens is None else tokens[1] == IGNORED
+        # A single image is broadcast instead of copied to every prompt.
+        paired = embeddings if len(embeddings) == 1 else embeddings[image_index]
+        logits, iou = self.mask_decoder(paired, encoder.get_dense_pe(size), sparse, dense, multimask, ignored)
+        return Prediction(logits.float(), iou.float())
+
+    def forward(
+        self, images: Tensor, sizes: Tensor, image_index: Tensor, prompts: Prompts, multimask: bool
+    ) -> Prediction:
+        """`encode` then `decode`."""
+        return self.decode(self.encode(images, sizes), image_index, prompts, multimask)

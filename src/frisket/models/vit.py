@@ -1,0 +1,181 @@
+"""SAM's plain ViT image encoder (B, L, H): the teacher, with decomposed relative positions folded into attention.
+
+Use     `ImageEncoderViT(ViTConfig())(x)`; names and sizes live in `frisket.models.zoo`.
+Source  Segment Anything (arXiv 2304.02643) appendix A; ViTDet (arXiv 2203.16527) for windows and relative positions.
+
+SAM adds to each attention logit a row term and a column term, both dot products of the unscaled query with a table:
+    logit(i, j) = scale * q_i.k_j + q_i.Rh[row_i - row_j] + q_i.Rw[col_i - col_j]
+Written out, that bias is an N x N array per head (1.07 GB for ViT-H in fp32 at 1024 px). It is exactly a longer dot product,
+    q' = [scale*q, q.Rh[row_i - 0..h-1], q.Rw[col_i - 0..w-1]]      k' = [k, onehot(row_j), onehot(col_j)]
+so any flash kernel computes it without ever holding the array. `relative_attention_reference` is the plain form.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frisket.errors import UserError
+from frisket.kernels.attention import attention
+from frisket.models.blocks import (
+    MLPBlock,
+    PatchEmbed,
+    neck,
+    resample_position,
+    resample_relative,
+    window_merge,
+    window_partition,
+)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Shape of a SAM ViT; the defaults are ViT-B. `image_size` is the native input side in pixels."""
+
+    image_size: int = 1024
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    window: int = 14
+    out_channels: int = 256
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"ViT width {self.width} is not a multiple of heads {self.heads}: change one of the two")
+        if self.image_size % self.patch:
+            raise UserError(f"image_size {self.image_size} is not a multiple of patch {self.patch}: change image_size")
+        outside = [i for i in self.global_blocks if not 0 <= i < self.depth]
+        if outside:
+            raise UserError(f"global_blocks {outside} lie outside depth {self.depth}: change global_blocks")
+
+
+def relative_terms(q: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column logits of each query: q (B, N, H, d), tables (2h-1, d), (2w-1, d) -> (B, N, H, h), (B, N, H, w)."""
+    b, n, heads, d = q.shape
+    h, w = grid
+    rows, columns = torch.arange(h, device=q.device), torch.arange(w, device=q.device)
+    by_row = table_h[rows[:, None] - rows[None, :] + h - 1].to(q.dtype)  # (query row, key row, d)
+    by_column = table_w[columns[:, None] - columns[None, :] + w - 1].to(q.dtype)
+    q = q.reshape(b, h, w, heads, d)
+    row_logits = torch.einsum("bhwnd,hkd->bhwnk", q, by_row).reshape(b, n, heads, h)
+    column_logits = torch.einsum("bhwnd,wkd->bhwnk", q, by_column).reshape(b, n, heads, w)
+    return row_logits, column_logits
+
+
+def relative_attention(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Attention with SAM's decomposed relative positions, N x N never held: (B, N, H, d) in and out, N = h*w row-major."""
+    h, w = grid
+    d = q.shape[-1]
+    row_logits, column_logits = relative_terms(q, table_h, table_w, grid)
+    one_row = torch.eye(h, device=q.device, dtype=k.dtype).repeat_interleave(w, dim=0)  # (N, h)
+    one_column = torch.eye(w, device=q.device, dtype=k.dtype).repeat(h, 1)  # (N, w)
+    one_hot = torch.cat((one_row, one_column), dim=1)[None, :, None].expand(*k.shape[:3], h + w)
+    long_q = torch.cat((q * d**-0.5, row_logits.to(q.dtype), column_logits.to(q.dtype)), dim=-1)
+    long_k = torch.cat((k, one_hot), dim=-1)
+    # Fused kernels want one head width for q, k and v; without the zeros SDPA on CPU falls back to the N x N form.
+    long_v = F.pad(v, (0, h + w))
+    return attention(long_q, long_k, long_v, scale=1.0)[..., :d]
+
+
+def relative_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """The plain form of `relative_attention`: logits, bias and softmax written out. For tests and reading."""
+    h, w = grid
+    row_logits, column_logits = relative_terms(q, table_h, table_w, grid)
+    bias = row_logits.repeat_interleave(w, dim=-1) + column_logits.repeat(1, 1, 1, h)  # (B, query, H, key)
+    logits = torch.einsum("bqnd,bknd->bqnk", q * q.shape[-1] ** -0.5, k) + bias
+    return torch.einsum("bqnk,bknd->bqnd", logits.softmax(dim=-1), v)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over a whole (B, h, w, C) map or window, with relative tables of a native side."""
+
+    def __init__(self, width: int, heads: int, side: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, h * w, 3, self.heads, c // self.heads).unbind(dim=2)
+        tables = resample_relative(self.rel_pos_h, h), resample_relative(self.rel_pos_w, w)
+        return self.proj(relative_attention(q, k, v, *tables, grid=(h, w)).reshape(b, h, w, c))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on (B, h, w, C); `window` 0 attends globally, else within windows of that side."""
+
+    def __init__(self, config: ViTConfig, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = Attention(config.width, config.heads, window or config.image_size // config.patch)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = MLPBlock(config.width, int(config.width * config.mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        if self.window:
+            # Zeros are added after norm1 and take part in attention, as in SAM (64 tokens become 70).
+            y = window_merge(self.attn(window_partition(y, self.window)), (x.shape[1], x.shape[2]))
+        else:
+            y = self.attn(y)
+        x = x + y
+        return x + self.mlp(self.norm2(x))
+
+
+class ImageEncoderViT(nn.Module):
+    """SAM's encoder: normalized (B, 3, S, S) -> (B, 256, S/16, S/16), for any S that is a multiple of the patch.
+
+    At the native side the stored position tables are used as they are; at another they are resampled on the fly.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        side = config.image_size // config.patch
+        self.config = config
+        self.patch_embed = PatchEmbed(config.width, config.patch)
+        self.pos_embed = nn.Parameter(torch.empty(1, side, side, config.width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        windows = [0 if i in config.global_blocks else config.window for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, window) for window in windows)
+        self.neck = neck(config.width, config.out_channels)
+
+    @property
+    def num_blocks(self) -> int:
+        """How many transformer blocks; valid taps are 0 .. num_blocks - 1."""
+        return self.config.depth
+
+    @property
+    def width(self) -> int:
+        """Channels of a block's output."""
+        return self.config.width
+
+    def forward_features(self, x: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """As `forward`, and the outputs (B, h, w, width) of the blocks named in `taps`, in the order of `taps`.
+
+        Raises ValueError for a tap that is no block.
+        """
+        unknown = [tap for tap in taps if not 0 <= tap < self.num_blocks]
+        if unknown:
+            raise ValueError(f"taps {unknown} are not blocks of an encoder with {self.num_blocks} blocks")
+        tokens = self.patch_embed(x)
+        tokens = tokens + resample_position(self.pos_embed, (tokens.shape[1], tokens.shape[2]))
+        kept = {}
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if i in taps:
+                kept[i] = tokens
+        return self.neck(tokens.permute(0, 3, 1, 2)), [kept[tap] for tap in taps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_features(x, ())[0]

@@ -1,0 +1,1 @@
+"""Prepared data: sources (sa1b, bsds500, synthetic, embed) and the runner that turns them into shards."""

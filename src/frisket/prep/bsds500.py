@@ -1,0 +1,84 @@
+"""Source bsds500: the Berkeley segmentation photographs; every annotator's regions become masks.
+
+    frisket prep configs/prep_bsds500.yaml inputs=/data/BSDS500 split=val out=data/bsds500/val
+
+inputs  a folder with images/{train,val} and groundTruth/{train,val}, or the official BSDS500/data/... above it.
+Masks   each label of each annotator's `Segmentation`, as it is (regions may be disconnected); under min_area pixels or
+        over max_fraction of the image dropped; then, over all annotators, near doubles (IoU >= dedupe_iou) dropped.
+Known   val, 100 photographs: 8,077 masks before near doubles go. Photographs are copied byte for byte.
+Source  Arbelaez et al., Contour Detection and Hierarchical Image Segmentation, TPAMI 2011; the filters are our choice.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from frisket.data.sa1b import RecordError, jpeg_size
+from frisket.errors import UserError
+from frisket.prep.records import PrepConfig, Record, Reject, Unit, distinct, percent, record_json, selected, suitable
+
+def units(config: PrepConfig) -> list[Unit]:
+    """Runs of `samples_per_shard` photographs in the order of their names. Raises UserError when there are none."""
+    images, truths = _folders(Path(config.inputs), config.split)
+    share = percent(config.subset)
+    names = sorted(path.stem for path in images.glob("*.jpg"))
+    names = [name for name in names if not name.isdigit() or selected(int(name), share)]
+    if not names:
+        raise UserError(f"{images} holds no photograph of subset {config.subset}: point inputs at the BSDS500 folder")
+    step = config.samples_per_shard
+    chunks = [names[start : start + step] for start in range(0, len(names), step)]
+    return [
+        Unit(f"{number:05d}", f"{images}/{chunk[0]}..{chunk[-1]}", chunk, (str(images), str(truths), chunk))
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def _folders(root: Path, split: str) -> tuple[Path, Path]:
+    for base in (root, root / "BSDS500" / "data", root / "data"):
+        images, truths = base / "images" / split, base / "groundTruth" / split
+        if images.is_dir() and truths.is_dir():
+            return images, truths
+    raise UserError(
+        f"'{root}' has no images/{split} and groundTruth/{split} (nor BSDS500/data/...): set inputs to the BSDS500 folder"
+    )
+
+
+def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
+    """One Record per photograph; a photograph without readable ground truth is rejected."""
+    images, truths, names = unit.payload
+    for name in names:
+        key = f"bsds_{name}"
+        jpg = (Path(images) / f"{name}.jpg").read_bytes()
+        try:
+            size = jpeg_size(jpg)
+            masks = regions(Path(truths) / f"{name}.mat", size)
+            image_id = int(name)
+        except RecordError as error:
+            reject(key, error.reason)
+            continue
+        except ValueError as error:
+            reject(key, str(error))
+            continue
+        masks = suitable(masks, min_area=config.min_area, max_fraction=config.max_fraction)
+        masks = distinct(masks, iou=config.dedupe_iou)
+        yield Record(key, jpg, record_json(image_id, f"{key}.jpg", size, masks))
+
+
+def regions(mat: Path, size: tuple[int, int]) -> list[np.ndarray]:
+    """Every region of every annotator as bool masks (H, W), annotator by annotator, labels ascending.
+
+    Raises ValueError (the reason) when the file is missing, unreadable, or of another size (h, w) than the photograph.
+    """
+    try:
+        cells = scipy.io.loadmat(mat)["groundTruth"].ravel()
+        labels = [cell["Segmentation"][0, 0] for cell in cells]
+    except FileNotFoundError as error:
+        raise ValueError(f"has no ground truth {mat.name}") from error
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"the ground truth {mat.name} is not readable ({error})") from error
+    for label in labels:
+        if label.shape != size:
+            raise ValueError(f"the ground truth is {label.shape[::-1]} pixels, the .jpg {size[::-1]}")
+    return [label == value for label in labels for value in np.unique(label)]

@@ -1,0 +1,43 @@
+"""Source sa1b: Meta's SA-1B tars, repacked into shards that are paired, checked and small enough to shuffle.
+
+    frisket prep configs/prep_sa1b.yaml inputs=/data/sa1b task=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
+
+inputs  a folder of sa_000000.tar ..., a glob or a brace pattern. Flat or in a folder, gzip-wrapped though named .tar,
+        halves of a pair apart: all read. A tar that breaks off gives what is whole, and one line in rejected.jsonl.
+Unit    one tar. subset=1pct takes a hash share of the images of *every* tar, so that all topics are met.
+Source  SA-1B's README (format); known defects of the downloads as the project's spec collected them.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from frisket.data.shards import expand, read_pairs
+from frisket.errors import UserError
+from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, selected, unit_name
+
+def units(config: PrepConfig) -> list[Unit]:
+    """One unit per tar, named after it; its stamp is the tar's size, so a tar downloaded again is read again."""
+    found = []
+    for tar in expand(config.inputs):
+        if not isinstance(tar, Path):
+            raise UserError(f"inputs: '{tar}' is not a file; prep reads tars that are on disk, download it first")
+        found.append(Unit(unit_name(tar.stem), str(tar), tar.stat().st_size, str(tar)))
+    return found
+
+
+def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
+    """The tar's records in the subset, bytes untouched. `reject` gets lone halves and the place where a tar breaks off."""
+    share = percent(config.subset)
+
+    def chosen(key: str) -> bool:
+        number = re.search(r"(\d+)$", key)
+        return number is None or selected(int(number[1]), share)
+
+    def reject_chosen(key: str, reason: str) -> None:
+        if chosen(key):  # "*", the tar itself, ends in no number and always counts
+            reject(key, reason)
+
+    for key, pair in read_pairs(unit.payload, reject_chosen):
+        if chosen(key):
+            yield Record(key, pair["jpg"], pair["json"])

@@ -1,0 +1,198 @@
+"""What every recipe shares: config, the trained Sam, optimizer, names in the log, validation by box and by click.
+
+A recipe is a file beside this one with `class Config(RecipeConfig)` and `class Module(Recipe)`; it defines `build_sam`
+and `training_step`. `frisket train configs/<recipe>.yaml` runs it. Randomness is a function of (seed, step, rank), so a
+resumed run repeats an uninterrupted one without storing generator states.
+"""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from frisket import optim
+from frisket.data.module import DataConfig
+from frisket.errors import UserError
+from frisket.eval.metrics import MaskIoU
+from frisket.geometry import Frame
+from frisket.losses import logits_iou
+from frisket.models import zoo
+from frisket.models.sam import Sam
+from frisket.prompts import central_points
+from frisket.sample import Batch, Prediction, Prompts
+
+
+@dataclass
+class ModelSpec:
+    """Which Sam to build: a zoo name, and changes to its encoder's own config (checked against that config)."""
+
+    name: str = "lightening"
+    encoder: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainerConfig:
+    """How long and where. Under Slurm devices and num_nodes come from the allocation."""
+
+    max_steps: int = 1000
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"  # auto | ddp | deepspeed_stage_1 | deepspeed_stage_2
+    accumulate: int = 1
+    clip: float = 1.0
+    val_every: int = 500  # steps; 0 validates at the end only
+    checkpoint_every: int = 500
+    log_every: int = 10
+    deterministic: bool = False
+    threads: int | None = None  # CPU threads of torch; None leaves its default
+
+
+@dataclass
+class LogConfig:
+    """W&B project and mode (auto: offline without key or network), the gallery, and a record of sample ids."""
+
+    project: str = "frisket"
+    wandb: str = "auto"  # auto | online | offline | off
+    gallery_every: int = 500
+    gallery_images: int = 8
+    samples: bool = False  # write samples.jsonl: step and keys, per rank
+
+
+@dataclass
+class RecipeConfig:
+    """Shared by all recipes. The run folder is out/name; name defaults to the recipe."""
+
+    recipe: str = ""
+    name: str | None = None
+    seed: int = 0
+    out: str = "runs"
+    init_from: str | None = None  # weights to start from (a run folder, model.pt, or zoo name); ignored when resuming
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: optim.OptimConfig = field(default_factory=optim.OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+class Recipe(L.LightningModule):
+    """A stage of training. `self.sam` is the model trained; whatever else (teachers) stays out of the checkpoint."""
+
+    frozen: tuple[nn.Module, ...] = ()
+
+    def __init__(self, config: RecipeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.strict_loading = False  # frozen teachers are never saved, so never expected
+        self.sam = self.build_sam()
+        if config.data.image_size % 16:
+            raise UserError(f"data.image_size={config.data.image_size} must be a multiple of 16, the patch side")
+        self.val_iou = nn.ModuleDict({"box": MaskIoU(), "click1": MaskIoU()})
+
+    # --- what a recipe defines
+
+    @abstractmethod
+    def build_sam(self) -> Sam:
+        """Build and initialise the model that this recipe trains."""
+
+    def gallery_columns(self, batch: Batch) -> dict[str, Tensor]:
+        """{title: bool masks (N, G, G)} to show beside the image: here the model by box, and the truth."""
+        return {"student": self.predict_boxes(self.sam, batch), "truth": batch.masks}
+
+    # --- shared machinery
+
+    def freeze(self, *modules: nn.Module) -> None:
+        """Take modules out of training for good: no gradients, and BatchNorm and dropout stay in eval mode."""
+        for module in modules:
+            module.requires_grad_(False).eval()
+        self.frozen = (*self.frozen, *modules)
+
+    def train(self, mode: bool = True) -> "Recipe":
+        """Lightning calls this around validation; frozen parts stay in eval mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        """A CPU generator for this step and rank; `stream` separates uses within a step."""
+        seed = ((self.config.seed * 1_000_003 + self.global_step) * 4_099 + self.global_rank) * 17 + stream
+        return torch.Generator().manual_seed(seed % 2**63)
+
+    def report(self, split: str, values: dict[str, Any], *, batch_size: int = 1) -> None:
+        """Log {what/measure: value} as split/what/measure, the only door to the loggers."""
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, batch_size=batch_size, on_step=split == "train", on_epoch=split != "train")
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = optim.build(self.trained(), self.config.optim, steps=self.config.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Named parameters for the optimizer."""
+        return self.named_parameters()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["frisket"] = {"name": self.sam.name, "changes": dict(self.sam.changes), "recipe": self.config.recipe}
+
+    @torch.no_grad()
+    def predict_boxes(self, sam: Sam, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
+        """Masks (N, G, G) of `sam` for the batch's boxes: the candidate it believes in most."""
+        embeddings = sam.encode(batch.images, batch.sizes) if embeddings is None else embeddings
+        return sam.decode(embeddings, batch.image_index, Prompts(boxes=batch.boxes), multimask=True).best()[0] > 0
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, index: int) -> None:
+        if not len(batch.masks):
+            return
+        embeddings = self.sam.encode(batch.images, batch.sizes)
+        clicks = central_points(batch.masks)[:, None]
+        prompts = {
+            "box": Prompts(boxes=batch.boxes),
+            "click1": Prompts(points=clicks, labels=torch.ones(clicks.shape[:2], dtype=torch.long, device=clicks.device)),
+        }
+        for name, prompt in prompts.items():
+            prediction: Prediction = self.sam.decode(embeddings, batch.image_index, prompt, multimask=True)
+            self.val_iou[name].update(logits_iou(prediction.best()[0], batch.masks), batch.areas)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, metric in self.val_iou.items():
+            values = metric.compute()
+            self.report("val", {f"{name}/{k}": v for k, v in values.items() if k != "n" and v == v})
+            metric.reset()
+
+    def model_flops_per_image(self) -> float:
+        """Training FLOPs per image of the trained encoder (forward x 3; x 1 where it is frozen), counted on meta tensors."""
+        encoder = copy.deepcopy(self.sam.image_encoder).to("meta")
+        side = self.config.data.image_size
+        with FlopCounterMode(display=False) as counter:
+            encoder(torch.empty(1, 3, side, side, device="meta"))
+        trained = any(p.requires_grad for p in self.sam.image_encoder.parameters())
+        return float(counter.get_total_flops()) * (3 if trained else 1)
+
+
+def valid_cells(batch: Batch) -> Tensor:
+    """bool (N, G, G): grid cells whose centre lies on the photograph, per object."""
+    return _inside(batch.frames, batch.images.shape[-1] // 4, 4, batch.images.device)[batch.image_index]
+
+
+def valid_tokens(batch: Batch, rows: int, cols: int) -> Tensor:
+    """bool (B, rows, cols): tokens whose centre lies on the photograph (more than half of the token is not padding)."""
+    return _inside(batch.frames, rows, batch.images.shape[-1] // rows, batch.images.device)
+
+
+def _inside(frames: list[Frame], count: int, pixels: int, device: torch.device) -> Tensor:
+    centres = (torch.arange(count, device=device) + 0.5) * pixels
+    heights = torch.tensor([frame.size[0] for frame in frames], device=device)
+    widths = torch.tensor([frame.size[1] for frame in frames], device=device)
+    return (centres < heights[:, None])[:, :, None] & (centres < widths[:, None])[:, None, :]
+
+
+def build_model(spec: ModelSpec, image_size: int) -> Sam:
+    """Build `spec` at `image_size` (unless the spec sets its own)."""
+    return zoo.build(spec.name, **({"image_size": image_size} | dict(spec.encoder)))

@@ -1,0 +1,159 @@
+"""SAM-Lightening, stage 1: teach the dilated-attention encoder by dynamic layer-wise distillation (arXiv 2403.09195, 3.2).
+
+Run `sbatch slurm/distill_lightening.sh` or `make distill-lightening LOCAL=1`. The loss per step is
+
+    sum_k a_k d_k mean|| LN0(F_t[t_k]) - P_k(F_s[s_k]) ||^2  +  a_neck mean|| E_t - E_s ||^2      over valid tokens
+
+with K focus pairs of blocks (s_k of the student, t_k of the teacher), shallow to deep. The paper's schedule of weights was
+not readable; a_k, the layer map, LN0, the mean and d_k = k / K are our choice (spec section 3), each a switch below.
+Ablations: `distill.schedule=neck` (MobileSAM's plain embedding distillation), `distill.schedule=constant`.
+
+The teacher is held outside the module tree: it is in no checkpoint, no optimizer and no DDP bucket. Stored embeddings
+(`data.embeddings`) replace its neck; with `schedule=neck` its encoder then never runs. The projections P_k live in the
+training checkpoint (resume is exact) and are dropped from model.pt. Prompt encoder and decoder are the teacher's, frozen:
+the encoder is distilled with the decoder out of the loop ("decoupled"); `finetune_decoder` aligns it afterwards.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from frisket import checkpoint
+from frisket.errors import UserError
+from frisket.losses import feature_loss, normalize_feature
+from frisket.models.sam import Sam
+from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model, valid_tokens
+from frisket.sample import Batch
+
+
+@dataclass
+class DistillConfig:
+    """The cascade of layer weights; all of it our choice (spec section 3 and 7.15).
+
+    student_blocks, teacher_blocks: the focus pairs, counted from 1; empty: every second student block and the teacher
+    block at the same relative depth. stage_steps: steps one focus layer has before the next joins; 0 = 15 % of the run.
+    """
+
+    schedule: Literal["cascade", "constant", "neck"] = "cascade"
+    student_blocks: list[int] = field(default_factory=list)
+    teacher_blocks: list[int] = field(default_factory=list)
+    stage_steps: int = 0
+    layer_floor: float = 0.1  # a layer's weight once the cascade has moved on
+    neck_floor: float = 0.2  # the neck's weight before its turn
+    neck_full: float = 2 / 3  # from this share of the run the neck's weight is 1
+    deeper_is_heavier: bool = True  # d_k = k / K
+    normalize_teacher: bool = True  # LN0
+
+
+@dataclass
+class Config(RecipeConfig):
+    """teacher: a zoo name or checkpoint path; student: the encoder to teach."""
+
+    teacher: str = "sam_vit_h"
+    student: ModelSpec = field(default_factory=lambda: ModelSpec("lightening"))
+    distill: DistillConfig = field(default_factory=DistillConfig)
+
+
+def focus_pairs(student_depth: int, teacher_depth: int, config: DistillConfig) -> list[tuple[int, int]]:
+    """Pairs (student block, teacher block), from 1, shallow to deep; none for schedule 'neck'.
+
+    Default: every second student block s and teacher block round(s * teacher_depth / student_depth), which gives
+    12 -> 6 the map i -> 2 i and ViT-H -> 6 the map {2, 4, 6} -> {11, 21, 32}. Raises UserError on bad indices.
+    """
+    if config.schedule == "neck":
+        return []
+    students = config.student_blocks or list(range(2, student_depth + 1, 2)) or [1]
+    teachers = config.teacher_blocks or [int(s * teacher_depth / student_depth + 0.5) for s in students]
+    if len(students) != len(teachers):
+        raise UserError(
+            f"distill.student_blocks has {len(students)} entries and distill.teacher_blocks {len(teachers)}: give pairs"
+        )
+    for name, blocks, depth in (("student", students, student_depth), ("teacher", teachers, teacher_depth)):
+        if blocks != sorted(blocks) or not all(1 <= block <= depth for block in blocks):
+            raise UserError(f"distill.{name}_blocks={blocks} must rise within 1..{depth}, the {name}'s blocks")
+    return list(zip(students, teachers))
+
+
+def layer_weights(step: int, count: int, *, steps: int, config: DistillConfig) -> tuple[list[float], float]:
+    """Return ([a_1 d_1, …, a_K d_K], a_neck) at `step` of `steps` for K = `count` focus pairs.
+
+    cascade: with u = step / stage, pair k rises over u in (k-1, k), then falls by half per stage to layer_floor; the
+    neck rises over u in (K, K+1) from neck_floor and is 1 for the last part of the run. constant: all 1 (times d_k).
+    """
+    depth = [(k + 1) / count if config.deeper_is_heavier else 1.0 for k in range(count)]
+    if config.schedule != "cascade":
+        return depth, 1.0
+    u = step / (config.stage_steps or max(1.0, 0.15 * steps))
+    layers = []
+    for k in range(count):
+        rise = min(1.0, max(0.0, u - k))
+        fall = max(config.layer_floor, 1 - 0.5 * max(0.0, u - (k + 1)))
+        layers.append(rise * fall * depth[k])
+    neck = 1.0 if step >= config.neck_full * steps else max(config.neck_floor, min(1.0, max(0.0, u - count)))
+    return layers, neck
+
+
+class Module(Recipe):
+    """The student's image encoder and the projections are trained."""
+
+    config: Config
+
+    def build_sam(self) -> Sam:
+        config = self.config
+        teacher = checkpoint.load(config.teacher).requires_grad_(False).eval()
+        self.teachers = [teacher]  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
+        sam = build_model(config.student, config.data.image_size)
+        if config.init_from:
+            sam = checkpoint.load(config.init_from)
+        else:
+            sam.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
+            sam.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
+        self.freeze(sam.prompt_encoder, sam.mask_decoder)
+        student = sam.image_encoder
+        self.pairs = focus_pairs(student.num_blocks, teacher.image_encoder.num_blocks, config.distill)
+        self.projections = nn.ModuleList(nn.Linear(student.width, teacher.image_encoder.width) for _ in self.pairs)
+        return sam
+
+    @property
+    def teacher(self) -> Sam:
+        """The frozen teacher, not part of this module's parameters."""
+        return self.teachers[0]
+
+    def on_fit_start(self) -> None:
+        self.teachers = [self.teacher.to(self.device)]
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        config = self.config.distill
+        images = self.sam.preprocess(batch.images, batch.sizes)
+        neck, features = self.sam.image_encoder.forward_features(images, [s - 1 for s, _ in self.pairs])
+        teacher_neck, teacher_features = self.teach(images, batch)
+        weights, neck_weight = layer_weights(
+            self.global_step, len(self.pairs), steps=self.config.trainer.max_steps, config=config
+        )
+        valid = valid_tokens(batch, *neck.shape[-2:])
+        terms = {"neck": feature_loss(neck.movedim(1, -1), teacher_neck.movedim(1, -1), valid=valid)}
+        loss = neck_weight * terms["neck"]
+        for (block, _), weight, project, mine, theirs in zip(self.pairs, weights, self.projections, features, teacher_features):
+            target = normalize_feature(theirs) if config.normalize_teacher else theirs
+            terms[f"block{block}"] = feature_loss(project(mine), target, valid=valid)
+            loss = loss + weight * terms[f"block{block}"]
+        shares = {f"weight/block{block}": weight for (block, _), weight in zip(self.pairs, weights)}
+        self.report(
+            "train",
+            {"loss": loss, **{f"loss/{k}": v for k, v in terms.items()}, **shares, "weight/neck": neck_weight},
+            batch_size=batch.num_images,
+        )
+        return loss
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's neck (B, 256, h, w), stored if the batch brings it, and its focus features (B, h, w, D)."""
+        if batch.embedding is not None and not self.pairs:
+            return batch.embedding, []
+        neck, features = self.teacher.image_encoder.forward_features(images, [t - 1 for _, t in self.pairs])
+        return neck if batch.embedding is None else batch.embedding, features
+
+    def gallery_columns(self, batch: Batch) -> dict[str, Tensor]:
+        return {"teacher": self.predict_boxes(self.teacher, batch)} | super().gallery_columns(batch)

@@ -1,0 +1,122 @@
+"""The words data, models, recipes and judges share: Sample, Batch, Prompts, Prediction.
+
+Shapes: B images, N objects (flat over the batch, `image_index` says whose), S input side, G = S/4 mask grid side.
+Frames (see frisket.geometry): boxes and points in *input* pixels, masks on the *grid*. These are plain (not frozen)
+dataclasses because Lightning's device transfer rebuilds them field by field.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frisket.geometry import Frame
+
+BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = 0, 1, 2, 3
+"""Labels of real points. A box is the points TOP_LEFT and BOTTOM_RIGHT, so rows of one batch may mix boxes and clicks."""
+PADDING = -1
+"""SAM's own padding: position dropped, `not_a_point` instead. The token exists and takes part in attention."""
+IGNORED = -2
+"""No token at all: excluded exactly in the decoder, so rows with fewer points equal the unpadded ones."""
+
+
+@dataclass
+class Sample:
+    """One photograph with its masks, decoded and resized but not padded.
+
+    key: WebDataset key; image: uint8 RGB (3, h, w) with (h, w) = frame.size; masks: bool (M, G, G) on the padded grid;
+    boxes: float (M, 4) xyxy input px; areas: float (M,) in original px; frame: the way back;
+    embedding: stored teacher image embedding float32 (256, S/16, S/16) with zeros in the padding, or None.
+    """
+
+    key: str
+    image: Tensor
+    masks: Tensor
+    boxes: Tensor
+    areas: Tensor
+    frame: Frame
+    embedding: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """Samples side by side; objects flat.
+
+    images: uint8 (B, 3, S, S), zero-padded; masks: bool (N, G, G); boxes: float (N, 4) xyxy input px; areas: float (N,)
+    original px; image_index: long (N,); sizes: long (B, 2) valid (h, w) of each input; embedding: float (B, 256, S/16,
+    S/16) or None.
+    """
+
+    keys: list[str]
+    images: Tensor
+    masks: Tensor
+    boxes: Tensor
+    areas: Tensor
+    image_index: Tensor
+    frames: list[Frame]
+    sizes: Tensor
+    embedding: Tensor | None = None
+
+    @property
+    def num_images(self) -> int:
+        """B."""
+        return len(self.keys)
+
+
+@dataclass
+class Prompts:
+    """What a person points at, for N objects, in input pixels.
+
+    points: (N, K, 2) or None with labels: long (N, K), FOREGROUND, BACKGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING or IGNORED;
+    boxes: (N, 4) xyxy or None; masks: (N, 1, G, G) logits of an earlier prediction or None.
+    """
+
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        for field in (self.points, self.boxes, self.masks):
+            if field is not None:
+                return len(field)
+        return 0
+
+    def __getitem__(self, index: Tensor | slice) -> "Prompts":
+        """The prompts of some objects."""
+        pick = [None if field is None else field[index] for field in (self.points, self.labels, self.boxes, self.masks)]
+        return Prompts(*pick)
+
+    def click(self, points: Tensor, labels: Tensor) -> "Prompts":
+        """These prompts and one more point each: points (N, 2), labels (N,)."""
+        points, labels = points[:, None], labels[:, None]
+        if self.points is not None and self.labels is not None:
+            points = torch.cat([self.points, points], dim=1)
+            labels = torch.cat([self.labels, labels], dim=1)
+        return Prompts(points, labels, self.boxes, self.masks)
+
+    def refine(self, logits: Tensor) -> "Prompts":
+        """These prompts with the mask prompt replaced: logits (N, G, G) of the last prediction."""
+        return Prompts(self.points, self.labels, self.boxes, logits[:, None])
+
+
+@dataclass
+class Prediction:
+    """What the decoder answers for N objects: logits (N, C, G, G) on the grid and predicted IoU (N, C)."""
+
+    logits: Tensor
+    iou: Tensor
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The output with the highest predicted IoU: logits (N, G, G) and its predicted IoU (N,)."""
+        winner = self.iou.argmax(dim=1)
+        rows = torch.arange(len(winner), device=winner.device)
+        return self.logits[rows, winner], self.iou[rows, winner]
+
+    def oracle(self, truth: Tensor) -> Tensor:
+        """The output with the highest real IoU against bool truth (N, G, G): logits (N, G, G)."""
+        masks = self.logits > 0
+        inter = (masks & truth[:, None]).flatten(2).sum(2)
+        union = (masks | truth[:, None]).flatten(2).sum(2).clamp(min=1)
+        winner = (inter / union).argmax(dim=1)
+        return self.logits[torch.arange(len(winner), device=winner.device), winner]
