@@ -8,8 +8,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS := train-sam distill-lightening finetune-decoder
 ARGS ?=
-DATA ?= synthetic
-DEMO ?= demo
+# The demo's data: our synthetic photographs, or DATA=<BSDS500 folder>; each has its own folder, so both can be kept.
+DATA ?=
+DEMO ?= demo/$(SOURCE)
+ifeq ($(DATA),)
+SOURCE := synthetic
+TRAIN_DATA := count=600 samples_per_shard=75
+VAL_DATA := count=60 samples_per_shard=30
+else
+SOURCE := bsds500
+TRAIN_DATA := inputs=$(DATA) samples_per_shard=25
+VAL_DATA := inputs=$(DATA) samples_per_shard=25
+endif
+FRISKET := $(BIN)/frisket
+HERE := out=$(DEMO) data.train=$(DEMO)/data/train data.val=$(DEMO)/data/val
 
 .PHONY: help setup demo test test-gpu bench check clean $(RUNS) evaluate
 
@@ -23,8 +35,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
 	touch $@
 
-demo: $(READY)  ## two cores, minutes: data, teacher, distilled student, aligned decoder, table, picture. DATA=<BSDS500 folder>
-	DEMO=$(DEMO) DATA=$(DATA) PATH="$(abspath $(BIN)):$$PATH" bash data_prep/demo.sh
+demo: $(READY)  ## two cores, minutes: data, teacher, student, aligned decoder, table, picture. DATA=<BSDS500 folder>
+	$(FRISKET) prep configs/prep_$(SOURCE).yaml $(TRAIN_DATA) split=train out=$(DEMO)/data/train
+	$(FRISKET) prep configs/prep_$(SOURCE).yaml $(VAL_DATA) split=val out=$(DEMO)/data/val
+	$(FRISKET) train configs/train_sam.yaml configs/on/demo.yaml configs/on/demo_train_sam.yaml $(HERE)
+	$(FRISKET) train configs/distill_lightening.yaml configs/on/demo.yaml configs/on/demo_distill_lightening.yaml $(HERE) \
+	  teacher=$(DEMO)/train_sam
+	$(FRISKET) train configs/finetune_decoder.yaml configs/on/demo.yaml configs/on/demo_finetune_decoder.yaml $(HERE) \
+	  init_from=$(DEMO)/distill_lightening
+	$(FRISKET) eval configs/eval_miou.yaml data=$(DEMO)/data/val out=$(DEMO)/eval \
+	  'checkpoint=[teacher:$(DEMO)/train_sam,student:$(DEMO)/distill_lightening,student+decoder:$(DEMO)/finetune_decoder]'
 
 test: $(READY)  ## the CPU test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests $(ARGS)
@@ -33,7 +53,7 @@ test-gpu: $(READY)  ## the tests marked gpu, on a machine with one
 	$(BIN)/python -m pytest -m gpu tests $(ARGS)
 
 bench: $(READY)  ## speed as ratios against a baseline in the same process, each with a correctness guard
-	$(BIN)/frisket bench configs/bench.yaml $(ARGS)
+	$(FRISKET) bench configs/bench.yaml $(ARGS)
 
 check: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
@@ -45,4 +65,4 @@ evaluate: $(READY)  ## judge a checkpoint: ARGS="checkpoint=… data=…"
 	$(if $(LOCAL),PATH="$(abspath $(BIN)):$$PATH" bash,sbatch) slurm/evaluate.sh $(ARGS)
 
 clean:  ## remove the demo's files and Python caches (never runs/ or .venv)
-	rm -rf demo .pytest_cache .ruff_cache && find src tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf demo/synthetic demo/bsds500 .pytest_cache .ruff_cache && find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ Forms `load` reads, all but one with PyTorch's weights-only unpickler (no code o
 import hashlib
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from functools import cache
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from frisket.errors import UserError, nearest
 from frisket.files import atomic
@@ -58,7 +60,8 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Sam:
     name, changes, state = _read(path)
     if text in ENCODERS and name != text:
         raise UserError(f"{path} holds '{name}', not '{text}': put the right file there or load it by its path")
-    sam = build(name, **changes)
+    with torch.random.fork_rng(devices=[]), _NoRandom():  # loading must not move the caller's random numbers
+        sam = build(name, **changes)
     _check(sam.state_dict(), state, f"{path} is not a '{name}'")
     sam.load_state_dict(state, strict=True)
     return sam.to(device).eval()
@@ -95,6 +98,15 @@ def newest(run_dir: Path | str) -> Path | None:
     tied = [path for path in found if _modified(path) == latest]
     # Steps are read only to break a tie: opening a big checkpoint costs time at every start.
     return tied[0] if len(tied) == 1 else max(tied, key=_step)
+
+
+class _NoRandom(TorchFunctionMode):
+    """Skips random filling of fresh parameters: a strict load overwrites every one, and ViT-H has 641 M."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -134,7 +146,9 @@ def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     if record is not None:
         raise UserError(f"{path} has format {record!r} and this frisket reads {FORMAT}: use the frisket that wrote it")
     if "state_dict" in content or "model" in content:
-        raise UserError(f"{path} is a training checkpoint without a 'frisket' record: only this project's can be loaded")
+        raise UserError(
+            f"{path} is a training checkpoint without a 'frisket' record: only this project's can be loaded"
+        )
     state = _tensors(content, path)
     return _identify(state, path), {}, state
 
@@ -153,9 +167,13 @@ def _unpickle(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is damaged or holds more than weights, which is refused: fetch or save it again") from error
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds {code[1]}, which is more than weights," if code else "is damaged"
+        raise UserError(f"{path} {what} and is refused: get or save it again") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({_first_line(error)}): it is cut short or damaged, get it again") from error
+        raise UserError(
+            f"{path} cannot be read ({_first_line(error)}): it is cut short or damaged, get it again"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a table of weights: is it the right file?")
     return content
@@ -272,7 +290,7 @@ def _merge_zero(folder: Path, tag: str) -> dict[str, Tensor]:
 
 
 def _complete(path: Path) -> bool:
-    """Whether a checkpoint was written to its end: torch's zip files end in a directory, DeepSpeed's folder in `latest`."""
+    """Whether a checkpoint was written to its end: torch's zips end in a directory, DeepSpeed's folders in `latest`."""
     if path.is_file():
         return zipfile.is_zipfile(path)
     tag = _tag(path)

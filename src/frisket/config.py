@@ -32,7 +32,7 @@ def load(schema: type[T], files: Sequence[Path | str], overrides: Sequence[str] 
     merged = OmegaConf.structured(schema)
     for source, part in _sources(files, overrides):
         merged = _merge(schema, merged, part, source)
-    return _finish(merged, "the configuration")
+    return _finish(merged, ", ".join(str(file) for file in files) or "the configuration")
 
 
 def from_dict(schema: type[T], values: dict[str, Any], where: str) -> T:
@@ -87,6 +87,8 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
             part = OmegaConf.load(file)
         except (YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"{file} is not valid YAML: {_line(error)}") from error
+        except OSError as error:  # OmegaConf's word for a top level that is a number
+            raise UserError(f"{file} cannot be read as YAML: {_line(error)}") from error
         if not isinstance(part, DictConfig):
             raise UserError(f"{file} must hold 'key: value' lines at its top level")
         parts.append((str(file), part))
@@ -103,13 +105,11 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
 
 def _merge(schema: type, merged: Any, part: DictConfig, source: str) -> Any:
     try:
-        OmegaConf.resolve(part)
         return OmegaConf.merge(merged, part)
     except ConfigKeyError as error:
         raise UserError(f"{source}: {_unknown(schema, error)}") from error
     except OmegaConfBaseException as error:
-        hint = ": set that environment variable" if "Environment variable" in str(error) else ""
-        raise UserError(f"{source}: {_line(error)}{_key(error)}{hint}") from error
+        raise UserError(f"{source}: {_line(error)}{_key(error)}") from error
 
 
 def _finish(merged: Any, where: str) -> Any:
@@ -117,9 +117,11 @@ def _finish(merged: Any, where: str) -> Any:
     if missing:
         raise UserError(f"{where} leaves {', '.join(missing)} unset: give it in the YAML or as {missing[0]}=…")
     try:
+        OmegaConf.resolve(merged)  # only now: an overridden ${oc.env:…} is never looked up
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {_line(error)}") from error
+        hint = ": set that environment variable" if "Environment variable" in str(error) else ""
+        raise UserError(f"{where}: {_line(error)}{_key(error)}{hint}") from error
 
 
 def _unknown(schema: type, error: ConfigKeyError) -> str:

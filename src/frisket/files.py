@@ -53,13 +53,17 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise
 
 
+HIDDEN = ("No space left", "iostream error", "PytorchStreamWriter failed writing", "unexpected pos")
+"""What libraries say for a short write. The last three are torch's zip writer: opening, writing, closing."""
+
+
 def disk_full(error: BaseException) -> bool:
     """Whether a library hid 'no space left on device' inside an error of its own (torch's zip writer does)."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "No space left" in str(seen) or ("PytorchStreamWriter" in str(seen) and "write" in str(seen)):
+        if any(words in str(seen) for words in HIDDEN):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

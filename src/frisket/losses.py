@@ -35,9 +35,14 @@ def dice_loss(logits: Tensor, truth: Tensor, *, smooth: float = 1.0, valid: Tens
     return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
-def logits_iou(logits: Tensor, truth: Tensor) -> Tensor:
-    """Real IoU (...,) of logits thresholded at 0 against bool truth, both (..., G, G); no gradient flows."""
+def logits_iou(logits: Tensor, truth: Tensor, *, valid: Tensor | None = None) -> Tensor:
+    """Real IoU (...,) of logits thresholded at 0 against bool truth, both (..., G, G); no gradient flows.
+
+    valid: bool, broadcastable, the pixels that count (all when None).
+    """
     mask, truth = logits.detach() > 0, truth.bool()
+    if valid is not None:
+        mask, truth = mask & valid, truth & valid
     inter = (mask & truth).sum(dim=(-2, -1)).float()
     union = (mask | truth).sum(dim=(-2, -1)).float()
     return torch.where(union > 0, inter / union.clamp(min=1), torch.ones_like(union))
@@ -57,8 +62,10 @@ def mask_losses(
     focals = focal_loss(logits.float(), target, valid=valid)
     dices = dice_loss(logits.float(), target, valid=valid)
     winner = (focal * focals + dice * dices).detach().argmin(dim=1, keepdim=True)
-    error = (iou.float() - logits_iou(logits, truth)) ** 2
-    return {"focal": focals.gather(1, winner).mean(), "dice": dices.gather(1, winner).mean(), "iou": error.mean()}
+    error = (iou.float() - logits_iou(logits, truth, valid=valid)) ** 2
+    terms = {"focal": focals.gather(1, winner), "dice": dices.gather(1, winner), "iou": error}
+    # a batch without masks gives 0 with a graph, not nan: other ranks wait for its gradients
+    return {name: value.sum() / max(1, value.numel()) for name, value in terms.items()}
 
 
 def feature_loss(student: Tensor, teacher: Tensor, *, valid: Tensor) -> Tensor:

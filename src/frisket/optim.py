@@ -4,12 +4,17 @@ Total steps come from the config: `trainer.estimated_stepping_batches` silently 
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+
+# "token" alone would also catch cross_attn_token_to_image, whose weights are matrices
+TABLE = re.compile(r"pos_embed|rel_pos|(iou_token|mask_tokens|point_embeddings\.\d+|not_a_point_embed|no_mask_embed)\.weight$")
+"""Names of position tables and token embeddings: two axes or more, yet not matrices."""
 
 
 @dataclass
@@ -24,14 +29,13 @@ class OptimConfig:
     min_ratio: float = 0.0
 
 
-def build(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, steps: int):
+def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, steps: int):
     """Return (AdamW, LambdaLR stepped once per optimizer step) over the named parameters that require gradients."""
     decay, plain = [], []
     for name, parameter in parameters:
         if parameter.requires_grad:
             # biases, norms, position tables and token embeddings are not shrunk (MAE's and SAM's habit)
-            table = "pos_embed" in name or "rel_pos" in name or "_embed" in name.rsplit(".", 1)[0] or "token" in name
-            (plain if parameter.ndim < 2 or table and "patch_embed" not in name else decay).append(parameter)
+            (plain if parameter.ndim < 2 or TABLE.search(name) else decay).append(parameter)
     groups = [
         {"params": decay, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},

@@ -1,4 +1,4 @@
-"""Tiny Sams with every parameter random (no zeros or ones left to hide a missing term), for the tests beside this file."""
+"""Tiny Sams for the tests beside this file, every parameter random: no zeros or ones left to hide a missing term."""
 
 from collections.abc import Callable
 

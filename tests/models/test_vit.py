@@ -1,4 +1,4 @@
-"""The teacher encoder: folded attention equals the plain form, memory stays small, any side works, taps are the blocks."""
+"""The teacher encoder: folded attention equals the plain form, memory stays small, any side works, taps are blocks."""
 
 from collections.abc import Callable
 
@@ -72,7 +72,7 @@ def test_any_side_that_is_a_multiple_of_16(tiny: Callable[..., Sam], side: int) 
 
 
 def test_another_side_sees_nearly_the_same_picture(tiny: Callable[..., Sam]) -> None:
-    """A constant picture at twice the side: with tables resampled the mean embedding stays close, with noise it does not."""
+    """A constant picture at 1.5 times the side: with the tables resampled, the mean embedding stays close."""
     encoder = tiny(256).image_encoder
     with torch.no_grad():
         native = encoder(torch.ones(1, 3, 256, 256)).mean((2, 3))
@@ -110,7 +110,11 @@ def test_images_do_not_see_each_other(tiny: Callable[..., Sam]) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"heads": 5}, "multiple of heads 5"), ({"image_size": 100}, "multiple of patch"), ({"depth": 4}, r"global_blocks")],
+    [
+        ({"heads": 5}, "multiple of heads 5"),
+        ({"image_size": 100}, "multiple of patch"),
+        ({"depth": 4}, r"global_blocks"),
+    ],
 )
 def test_config_refuses_what_cannot_be_built(wrong: dict[str, int], said: str) -> None:
     with pytest.raises(UserError, match=said):

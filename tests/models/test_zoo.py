@@ -1,8 +1,8 @@
 """Meta's layout to the last key, sizes as published, and errors that name the right word."""
 
-from pathlib import Path
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_changes_reach_the_encoder_and_are_remembered_as_plain_data() -> None:
 def test_wrong_words_are_corrected() -> None:
     with pytest.raises(UserError, match="did you mean 'sam_vit_h'"):
         zoo.build("sam_vith")
-    with pytest.raises(UserError, match="no setting 'widht'.*did you mean 'width'"):
+    with pytest.raises(UserError, match=r"no setting 'widht'.*did you mean 'width'"):
         zoo.build("sam_vit_t", widht=64)
 
 

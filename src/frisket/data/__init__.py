@@ -1,1 +1,1 @@
-"""SA-1B style records on disk and on their way to a batch: shards, index, elastic order, decoding, stored embeddings."""
+"""SA-1B style records on disk and on their way to a batch: index, shards, elastic order, decoding, embeddings."""

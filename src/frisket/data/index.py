@@ -49,7 +49,7 @@ def scan(tar: Path, exts: Sequence[str]) -> Iterator[tuple[str, str, int, int]]:
     size = tar.stat().st_size
     last = "the beginning"
     try:
-        archive = tarfile.open(tar, "r:")
+        archive = tarfile.open(tar, "r:")  # noqa: SIM115  # closed below; only opening may say "not a tar"
     except tarfile.TarError as error:
         raise UserError(f"shard {tar} is not a tar file ({error}): download or write it again") from error
     with archive:
@@ -128,7 +128,7 @@ def build_index(tar: Path | str, exts: Sequence[str] = PAIR) -> Index:
 
 def _index_from_parts(tar: Path, exts: tuple[str, ...], parts: dict[str, dict[str, tuple[int, int]]]) -> Index:
     spans = np.array([[have[e] for e in exts] for have in parts.values()], np.int64).reshape(-1, len(exts), 2)
-    # Fixed-width bytes, not a list of str: eleven million keys are 100 MB and no fork copies them by touching refcounts.
+    # Fixed-width bytes, not a list of str: 11 M keys are 100 MB and no fork copies them by touching refcounts.
     keys = np.array([key.encode() for key in parts], dtype=bytes)
     return Index(tar, exts, keys, np.ascontiguousarray(spans[..., 0]), np.ascontiguousarray(spans[..., 1]))
 

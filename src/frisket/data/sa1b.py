@@ -222,9 +222,12 @@ def _fill(
     grids: list[np.ndarray] = []
     while len(order) and len(chosen) < wanted:
         part, order = order[: wanted - len(chosen)], order[wanted - len(chosen) :]
-        for number in part:
-            _check_runs(notes.rles[number], int(number), notes.size, where)
-        filled = rle.fill_many([notes.rles[number] for number in part], rows, cols)
+        try:
+            filled = rle.fill_many([notes.rles[number] for number in part], rows, cols)
+        except ValueError:
+            for number in part:
+                _check_runs(notes.rles[number], int(number), notes.size, where)
+            raise
         keep = filled.any(axis=(1, 2))
         chosen += part[keep].tolist()
         grids.append(filled[keep])

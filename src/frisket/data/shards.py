@@ -69,12 +69,9 @@ def _expand_one(part: str) -> list[Path | str]:
         if not tars:
             raise UserError(f"folder '{part}' holds no *.tar shard: fill it with `frisket prep` or name another folder")
         return list(tars)
-    if not part or Path(part).is_file():
-        return [Path(part)] if part else []
-    names = list(braceexpand.braceexpand(part))
     out: list[Path | str] = []
     missing = []
-    for name in names:
+    for name in braceexpand.braceexpand(part) if part else []:
         hits = sorted(glob.glob(name)) if glob.has_magic(name) else [name] if Path(name).is_file() else []
         out += [Path(hit) for hit in hits]
         missing += [] if hits else [name]
@@ -142,7 +139,7 @@ class IndexedShards(torch.utils.data.Dataset):
 def read_pairs(
     tar: Path | str, on_reject: Callable[[str, str], None] | None = None
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, {"jpg": bytes, "json": bytes}) of any SA-1B style tar: flat or in a folder, halves in any order, maybe gzip.
+    """(key, {"jpg": bytes, "json": bytes}) of any SA-1B style tar: flat or in a folder, in any order, maybe gzip.
 
     Plain tars: one pass over the headers, then two preads per sample; memory is one sample. Gzip-wrapped tars: one
     streaming pass that holds only halves still without a partner (all of one kind in the worst order).
@@ -211,7 +208,7 @@ def _read_gzip(tar: Path, reject: Callable[[str, str], None]) -> Iterator[tuple[
                 if rest.count(0) != len(rest):
                     raise BrokenTar(f"is damaged after {last}")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        if last == "the beginning":
+        if last == "the beginning" and not isinstance(error, EOFError):
             raise UserError(f"shard {tar} is not a tar file ({error}): download it again") from error
         reject("*", f"is cut off after {last} ({error})")
     except BrokenTar as error:
@@ -271,7 +268,7 @@ class TarOut:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._atomic: AbstractContextManager[Path] = atomic(self.path)
-            self._sink = _Sink(open(self._atomic.__enter__(), "wb"))
+            self._sink = _Sink(open(self._atomic.__enter__(), "wb"))  # noqa: SIM115  # open until close()
         except OSError as error:
             raise self._sentence(error) from error
         self._tar = webdataset.TarWriter(self._sink, encoder=False, mtime=0, user="frisket")

@@ -5,9 +5,10 @@
     trainer.fit(…)
     if preempt.left: close the loggers; exit with EXIT_PREEMPTED       # slurm/env.sh requeues on 75
 
-Our choice over Lightning's auto_requeue (see `frisket.engine.signals`). Ranks receive a signal at different moments, and a
-collective save from only some of them would hang; so the flag is reduced by MAX at every step's end, and all ranks save
-and stop at the same step. The exit code, not `scontrol` in Python, asks for the requeue: that works in containers too.
+Our choice over Lightning's auto_requeue (see `frisket.engine.signals`). Ranks receive a signal at different moments,
+and a collective save from only some of them would hang; so the flag is reduced by MAX at every step's end, and all
+ranks save and stop at the same step. The exit code, not `scontrol` in Python, asks for the requeue: that works in
+containers too.
 """
 
 from pathlib import Path

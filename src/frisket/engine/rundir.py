@@ -55,7 +55,9 @@ class RunDir:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.close()
-            raise UserError(f"another process is training in {self.path}: wait for it, or set name=… for a second run") from error
+            raise UserError(
+                f"another process is training in {self.path}: wait for it, or set name=… for a second run"
+            ) from error
         tidy(self.checkpoints)
 
     @rank_zero_only
@@ -95,6 +97,7 @@ class CsvLog(Logger):
         self.path = path
         self.resume_step = resume_step
         self._columns: list[str] = []
+        self._repeats: set[frozenset[str]] = set()
         self._ready = False
 
     @property
@@ -117,6 +120,8 @@ class CsvLog(Logger):
         if not self._ready:
             self._start()
         row = {"step": (step or 0) + 1, **{key: _plain(value) for key, value in metrics.items()}}
+        if row["step"] == self.resume_step and frozenset(row) in self._repeats:
+            return  # a validation run again because the checkpoint was written just before it
         new = [key for key in row if key not in self._columns]
         if new:
             self._columns += new
@@ -126,6 +131,8 @@ class CsvLog(Logger):
 
     def _start(self) -> None:
         rows = [row for row in read_csv(self.path) if int(row["step"]) <= self.resume_step]
+        last = [row for row in rows if int(row["step"]) == self.resume_step]
+        self._repeats = {frozenset(key for key, value in row.items() if value) for row in last}
         self._columns = list(dict.fromkeys(key for row in rows for key in row)) or ["step"]
         self._rewrite(rows)
         self._ready = True
@@ -144,6 +151,11 @@ class WandbCurve(WandbLogger):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log under `trainer/global_step` = `step` + 1."""
         super().log_metrics(metrics, None if step is None else step + 1)
+
+    def close(self) -> None:
+        """End the W&B run now rather than at interpreter exit."""
+        if self._experiment is not None:
+            self._experiment.finish()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

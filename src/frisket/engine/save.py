@@ -2,7 +2,7 @@
 
     trainer = L.Trainer(plugins=[AtomicIO()], callbacks=[KeepLast(run.checkpoints, every=500)], …)
 
-Our choice over Lightning's ModelCheckpoint, which renames to `-v1` when a name exists and may then resume the older one.
+Our choice over Lightning's ModelCheckpoint, which renames to `-v1` when a name exists and may then resume the older.
 Also mends one gap of Lightning 2.6: a checkpoint taken at a step where validation is due, but before it ran, resumes
 *without* that validation. `pending_validation` rewrites the loop counters so that it is run.
 """
@@ -93,7 +93,9 @@ class StepEnd(L.Callback):
     def __init__(self) -> None:
         self._before = -1
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Remember the step, to see whether this batch completes one."""
         self._before = trainer.global_step
 

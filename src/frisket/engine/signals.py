@@ -5,8 +5,8 @@
         if asked(): save and leave
 
 Our choice. Lightning's own handlers save a checkpoint from inside the handler (any bytecode, mid-backward) or exit with
-code 0 and no checkpoint on SIGTERM. A *blocked* signal does neither: it stays pending until we look. The mask is inherited
-by threads and forked loader workers, so a signal that Slurm sends to every process of the step does not kill a worker.
+code 0 and no checkpoint on SIGTERM. A *blocked* signal does neither: it stays pending until we look. The mask is
+inherited by threads and forked loader workers, so a signal that Slurm sends to every process kills no worker.
 Imports nothing but the standard library, so that the command line can block before numpy and torch start their threads.
 """
 

@@ -3,8 +3,8 @@
     trainer = L.Trainer(**place(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", images_per_gpu=8), …)
 
 Under Slurm (inside `srun`) nodes and devices come from Slurm, one task per device; anywhere else from the arguments.
-DeepSpeed ZeRO: Rajbhandari et al. 2020 (arXiv 1910.02054), through Lightning; stages 1 and 2 (the models here are small:
-stage 3 would only add traffic). The CPU subclass lets the tests run the real engine over gloo.
+DeepSpeed ZeRO: Rajbhandari et al. 2020 (arXiv 1910.02054), through Lightning; stages 1 and 2 (the models here are
+small: stage 3 would only add traffic). The CPU subclass lets the tests run the real engine over gloo.
 """
 
 import argparse
@@ -48,7 +48,9 @@ def place(
         devices = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 1
     devices = int(devices)
     if accelerator in ("cuda", "gpu") and devices > torch.cuda.device_count():
-        raise UserError(f"trainer.devices={devices} but this machine shows {torch.cuda.device_count()} GPUs: ask for fewer")
+        raise UserError(
+            f"trainer.devices={devices} but this machine shows {torch.cuda.device_count()} GPUs: ask for fewer"
+        )
     chosen = _strategy(strategy, on_cpu=accelerator == "cpu", world=num_nodes * devices, images_per_gpu=images_per_gpu)
     return {
         "accelerator": accelerator,
@@ -108,9 +110,7 @@ def _strategy(name: str, *, on_cpu: bool, world: int, images_per_gpu: int) -> An
         )
     if name == "auto" and world == 1:
         return "auto"
-    return DDPStrategy(
-        find_unused_parameters=False, gradient_as_bucket_view=True, process_group_backend=backend
-    )
+    return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True, process_group_backend=backend)
 
 
 class CPUDeepSpeed(DeepSpeedStrategy):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
@@ -27,13 +27,13 @@ from frisket.errors import UserError, nearest
 VARIABLE = "FRISKET_ATTENTION"
 
 
-class Backend(str, Enum):
+class Backend(StrEnum):
     """Where attention runs. `auto` is no member: it means "no wish"."""
 
     flash = "flash"
     """flash-attn >= 2 (extra `flash`). CUDA of compute capability 8.0 or newer, fp16 and bf16, d <= 256, no bias."""
     sdpa = "sdpa"
-    """torch.nn.functional.scaled_dot_product_attention. Any device and dtype, bias welcome; PyTorch picks its kernel."""
+    """torch.nn.functional.scaled_dot_product_attention. Any device and dtype, bias allowed; it picks a kernel."""
     plain = "plain"
     """Two matrix products around a float32 softmax. Any device and dtype; N x M is allocated. The reference."""
 
@@ -79,8 +79,9 @@ def parse(name: Backend | str | None, where: str) -> Backend | None:
     """A backend from its name; None, "" and "auto" mean no wish. Raises UserError naming `where` for anything else."""
     if name is None or name in ("", "auto"):
         return None
-    if name not in Backend._value2member_map_:
-        hint = nearest(str(name), [*Backend._value2member_map_, "auto"])
+    known = [backend.value for backend in Backend]
+    if name not in known:
+        hint = nearest(str(name), [*known, "auto"])
         raise UserError(f"{where} asks for the unknown attention backend '{name}'; {hint}")
     return Backend(name)
 
@@ -151,7 +152,9 @@ def attention(
     elif chosen is Backend.flash and (reason := _obstacle(q, bias)) is not None:
         raise ValueError(f"attention backend flash cannot serve this call: {reason}")
     if chosen is Backend.flash:
-        return _flash()[0](q, k, v, softmax_scale=scale)
+        function, reason = _flash()
+        assert function is not None, reason  # `choose` and `_obstacle` made sure
+        return function(q, k, v, softmax_scale=scale)
     if chosen is Backend.sdpa:
         heads_first = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(*heads_first, attn_mask=bias, scale=scale).transpose(1, 2)

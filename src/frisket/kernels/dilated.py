@@ -194,10 +194,12 @@ def dilated_attention(
     """
     b, n, heads, width = q.shape
     if n != grid[0] * grid[1] or k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(f"q, k and v must be (B, {grid[0] * grid[1]}, H, d), not {[tuple(t.shape) for t in (q, k, v)]}")
+        raise ValueError(
+            f"q, k and v must be (B, {grid[0] * grid[1]}, H, d), not {[tuple(t.shape) for t in (q, k, v)]}"
+        )
     layout = Layout(grid, segment, dilation, order, window)
-    arranged = (layout.arrange(t.reshape(b, *grid, heads, width)) for t in (q, k, v))
-    out = layout.restore(attend(*arranged, layout, offsets=offsets, scale=scale, backend=backend))
+    q, k, v = (layout.arrange(t.reshape(b, *grid, heads, width)) for t in (q, k, v))
+    out = layout.restore(attend(q, k, v, layout, offsets=offsets, scale=scale, backend=backend))
     return out.reshape(b, n, heads, width)
 
 

@@ -94,7 +94,7 @@ def window_partition(x: Tensor, window: int) -> Tensor:
 
 
 def window_merge(windows: Tensor, size: tuple[int, int]) -> Tensor:
-    """Undo `window_partition`: (B * windows, window, window, C) -> (B, h, w, C) for `size` = (h, w), filling cut off."""
+    """Undo `window_partition`: (B * windows, window, window, C) -> (B, h, w, C), `size` = (h, w), filling cut off."""
     window, c = windows.shape[1], windows.shape[-1]
     rows, columns = -(-size[0] // window), -(-size[1] // window)
     x = windows.reshape(-1, rows, columns, window, window, c).transpose(2, 3)

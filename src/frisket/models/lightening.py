@@ -8,7 +8,7 @@ Source  SAM-Lightening (arXiv 2403.09195): 384 wide, 6 deep, absolute positions 
         turns, because in one order alone the columns (rows) of different offset would never meet before the neck; one
         output projection, since two linear layers in a row are one.
 
-Cost of the default at 1024 x 1024: 13,204,096 parameters and 52.24 GMAC, of which attention proper 4.83 (dense: 77.3);
+Cost of the default at 1024 x 1024: 13,204,096 parameters and 52.34 GMAC, of which attention proper 4.83 (dense: 77.3);
 `macs` counts exactly, the test compares.
 
 Shape letters: B images, h and w token rows and columns, C width, S segments, P places of a segment, H heads.
@@ -87,7 +87,7 @@ class Attention(nn.Module):
     """Multi-head dilated attention of a (B, h, w, C) map, with biases on all projections.
 
     q, k and v are three layers rather than SAM's packed `qkv`: their outputs are dense, so that segments and offsets
-    are views of them (a slice of a packed (.., 3, H, d) output cannot be viewed so), and no gradient is copied together.
+    are views of them (a slice of a packed (.., 3, H, d) output cannot be viewed so), and no gradient has to be stacked.
     """
 
     def __init__(self, config: LighteningConfig) -> None:

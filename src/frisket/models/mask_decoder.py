@@ -16,7 +16,10 @@ from frisket.models.blocks import LayerNorm2d, MLPBlock
 
 
 class ProjectedAttention(nn.Module):
-    """Attention with separate projections, inner width `width // shrink`: (N, a, C), (N, b, C), (N, b, C) -> (N, a, C)."""
+    """Attention, inner width `width // shrink`: q (N, a, C), k and v (N, b, C) -> (N, a, C).
+
+    `seen`: bool, broadcasting to (N, heads, a, b); False hides a key.
+    """
 
     def __init__(self, width: int, heads: int, shrink: int = 1) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class Head(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Prompt tokens and image embedding to mask logits and predicted IoU: 1 mask for clear prompts, 3 for a lone point."""
+    """Prompt tokens and image embedding to mask logits and predicted IoU: one mask, or three for an unclear prompt."""
 
     def __init__(self, channels: int = 256, depth: int = 2, heads: int = 8, hidden: int = 2048, masks: int = 4) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from frisket.models.blocks import LayerNorm2d
 
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = 0, 1, 2, 3
-"""Labels of real points. A box is the points TOP_LEFT and BOTTOM_RIGHT, so rows of one batch may mix boxes and clicks."""
+"""Labels of points. A box is the points TOP_LEFT and BOTTOM_RIGHT, so rows of one batch may mix boxes and clicks."""
 PADDING = -1
 """SAM's own padding: position dropped, `not_a_point` instead. The token exists and takes part in attention."""
 IGNORED = -2
@@ -40,7 +40,7 @@ class FourierPosition(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Prompts to (sparse tokens, dense map) for inputs of side `image_size` pixels, one token cell every `patch` pixels.
+    """Prompts to (sparse tokens, dense map) for inputs of side `image_size` px, one token cell every `patch` px.
 
     `size` of the methods is the token grid (h, w); left out, it is the native one. Coordinates are normalised by the
     input that grid covers, `h*patch` by `w*patch` pixels.
@@ -104,7 +104,10 @@ class PromptEncoder(nn.Module):
         extent = torch.tensor((w * self.patch, h * self.patch), device=coords.device)
         position = self.pe_layer((coords.float() + 0.5) / extent)
         position = position.to(self.no_mask_embed.weight.dtype)
-        kinds = torch.cat([e.weight for e in self.point_embeddings] + [self.not_a_point_embed.weight])
+        kinds = torch.cat(
+            [self.get_parameter(f"point_embeddings.{kind}.weight") for kind in range(4)]
+            + [self.not_a_point_embed.weight]
+        )
         row = torch.where(labels >= 0, labels, len(kinds) - 1).long()
         tokens = kinds[row] + position * (labels >= 0).unsqueeze(-1)
         return tokens * (labels != IGNORED).unsqueeze(-1)

@@ -1,6 +1,7 @@
 """Sam = image encoder + prompt encoder + mask decoder: the one model every recipe trains and every judge asks.
 
-Use     embeddings = sam.encode(images, sizes); prediction = sam.decode(embeddings, image_index, prompts, multimask=True)
+Use     embeddings = sam.encode(images, sizes)
+        prediction = sam.decode(embeddings, image_index, prompts, multimask=True)
 Source  Segment Anything (arXiv 2304.02643); `decode` over many images at once is our choice (SAM loops over images).
 """
 
@@ -46,7 +47,7 @@ class Sam(nn.Module):
         return self.pixel_mean.device
 
     def preprocess(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Normalized float (B, 3, S, S) of uint8 RGB (B, 3, S, S); outside the valid (h, w) of `sizes` (B, 2) exactly 0.
+        """Normalized float (B, 3, S, S) of uint8 RGB of that shape; exactly 0 outside the valid (h, w), `sizes` (B, 2).
 
         Zero after normalization is the mean colour: SAM pads last.
         """
@@ -65,7 +66,8 @@ class Sam(nn.Module):
         """Answer N prompts about B images in one pass: logits float (N, C, G, G) and predicted IoU (N, C).
 
         embeddings: (B, 256, h, w) of any native or other side; image_index: long (N,), the image each prompt asks
-        about; prompts: input pixels (see `frisket.sample`). Differentiable. Raises ValueError for prompts that hold nothing.
+        about; prompts: input pixels (see `frisket.sample`; label -2 hides a point exactly). Differentiable.
+        Raises ValueError for prompts that hold nothing.
         """
         if prompts.points is None and prompts.boxes is None and prompts.masks is None:
             raise ValueError("prompts hold no points, no boxes and no masks")

@@ -5,7 +5,8 @@ Source  Segment Anything (arXiv 2304.02643) appendix A; ViTDet (arXiv 2203.16527
 
 SAM adds to each attention logit a row term and a column term, both dot products of the unscaled query with a table:
     logit(i, j) = scale * q_i.k_j + q_i.Rh[row_i - row_j] + q_i.Rw[col_i - col_j]
-Written out, that bias is an N x N array per head (1.07 GB for ViT-H in fp32 at 1024 px). It is exactly a longer dot product,
+Written out, that bias is an N x N array per head (1.07 GB for ViT-H in fp32 at 1024 px).
+It is exactly a longer dot product,
     q' = [scale*q, q.Rh[row_i - 0..h-1], q.Rw[col_i - 0..w-1]]      k' = [k, onehot(row_j), onehot(col_j)]
 so any flash kernel computes it without ever holding the array. `relative_attention_reference` is the plain form.
 """
@@ -55,7 +56,7 @@ class ViTConfig:
 
 
 def relative_terms(q: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Row and column logits of each query: q (B, N, H, d), tables (2h-1, d), (2w-1, d) -> (B, N, H, h), (B, N, H, w)."""
+    """Row logits (B, N, H, h) and column logits (B, N, H, w) of queries (B, N, H, d); tables (2h-1, d), (2w-1, d)."""
     b, n, heads, d = q.shape
     h, w = grid
     rows, columns = torch.arange(h, device=q.device), torch.arange(w, device=q.device)
@@ -67,8 +68,10 @@ def relative_terms(q: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int,
     return row_logits, column_logits
 
 
-def relative_attention(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Attention with SAM's decomposed relative positions, N x N never held: (B, N, H, d) in and out, N = h*w row-major."""
+def relative_attention(
+    q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Attention with SAM's relative positions, N x N never held: (B, N, H, d) in and out, N = h*w row-major."""
     h, w = grid
     d = q.shape[-1]
     row_logits, column_logits = relative_terms(q, table_h, table_w, grid)

@@ -19,6 +19,7 @@ from frisket.data.sa1b import RecordError, jpeg_size
 from frisket.errors import UserError
 from frisket.prep.records import PrepConfig, Record, Reject, Unit, distinct, percent, record_json, selected, suitable
 
+
 def units(config: PrepConfig) -> list[Unit]:
     """Runs of `samples_per_shard` photographs in the order of their names. Raises UserError when there are none."""
     images, truths = _folders(Path(config.inputs), config.split)
@@ -41,7 +42,7 @@ def _folders(root: Path, split: str) -> tuple[Path, Path]:
         if images.is_dir() and truths.is_dir():
             return images, truths
     raise UserError(
-        f"'{root}' has no images/{split} and groundTruth/{split} (nor BSDS500/data/...): set inputs to the BSDS500 folder"
+        f"'{root}' has no images/{split} and groundTruth/{split} (nor BSDS500/data/…): set inputs to such a folder"
     )
 
 
@@ -81,4 +82,4 @@ def regions(mat: Path, size: tuple[int, int]) -> list[np.ndarray]:
     for label in labels:
         if label.shape != size:
             raise ValueError(f"the ground truth is {label.shape[::-1]} pixels, the .jpg {size[::-1]}")
-    return [label == value for label in labels for value in np.unique(label)]
+    return [label == value for label in labels for value in np.flatnonzero(np.bincount(label.ravel()))]

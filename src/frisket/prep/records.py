@@ -22,12 +22,13 @@ from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
 from frisket.kernels import rle
 
+
 @dataclass
 class PrepConfig:
     """Settings of `frisket prep`. One flat list: a source ignores what is not its own (named in brackets)."""
 
     source: Literal["sa1b", "bsds500", "synthetic", "embed"]
-    out: str  # folder of the shards; one folder holds one source, split and set of settings
+    out: str = ""  # folder of the shards: one source, split and set of settings each. [embed] default: see embed.py
     inputs: str = ""  # [sa1b, bsds500, embed] a folder (sa1b, embed: also a glob or a brace pattern of tars)
     split: str = "train"  # goes into the shards' names; [bsds500] also which photographs, [synthetic] which seeds
     subset: str = "all"  # "1pct": the images whose id's hash falls there, see records.selected
@@ -46,7 +47,8 @@ class PrepConfig:
     count: int = 1000  # [synthetic] images
     side: int = 384  # [synthetic] longest side in pixels
     teacher: str = "sam_vit_h"  # [embed] zoo name or weights, as frisket.checkpoint.load takes it
-    dtype: Literal["fp16", "int8"] = "fp16"  # [embed]
+    dtype: Literal["fp16", "int8"] = "fp16"  # [embed] as stored
+    precision: Literal["fp32", "bf16"] = "fp32"  # [embed] in which the teacher runs
     batch: int = 4  # [embed] images per forward pass
     image_size: int = 1024  # [embed] the teacher's input side
     device: str = "auto"  # [embed]
@@ -60,14 +62,15 @@ class Unit:
     """One piece of work that a single process does from start to end: a source tar, a run of photographs, a shard.
 
     name: letters, digits and underscores, unique in its source; part of its shards' names. where: the file or range a
-    person knows it by. stamp: what must be unchanged for finished work to count (say, the tar's size). payload: the
-    source's own; picklable.
+    person knows it by. stamp: what must not change for finished work to count (say, the tar's size), as JSON keeps it.
+    payload: the source's own; picklable. output: what its shards' names start with; empty: <source>-<split>-<name>.
     """
 
     name: str
     where: str
     stamp: Any
     payload: Any = field(compare=False)
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,18 @@ def selected(image_id: int, share: float) -> bool:
 
 
 def interior_point(mask: np.ndarray) -> tuple[int, int]:
-    """(x, y) of the pixel deepest inside a non-empty bool mask (H, W): chessboard distance, first maximum.
+    """(x, y) of a pixel deep inside a non-empty bool mask (H, W): greatest chessboard distance, first maximum.
 
-    The image border counts as outside, so that the point keeps away from it where it can.
+    Large masks are searched on every k-th pixel. The image border counts as outside: the point keeps away from it.
     """
-    (rows, cols), inside = _crop(mask)
-    depth = ndimage.distance_transform_cdt(np.pad(inside, 1), metric="chessboard")[1:-1, 1:-1]
+    (rows, cols), full = _crop(mask)
+    step = max(1, min(full.shape) // 48)
+    inside = full[::step, ::step]
+    if not inside.any():  # thinner than the step and between its pixels
+        step, inside = 1, full
+    depth = np.asarray(ndimage.distance_transform_cdt(np.pad(inside, 1), metric="chessboard"))[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(cols.start + x), int(rows.start + y)
+    return int(cols.start + step * x), int(rows.start + step * y)
 
 
 def _crop(mask: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:

@@ -16,6 +16,7 @@ from frisket.data.shards import expand, read_pairs
 from frisket.errors import UserError
 from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, selected, unit_name
 
+
 def units(config: PrepConfig) -> list[Unit]:
     """One unit per tar, named after it; its stamp is the tar's size, so a tar downloaded again is read again."""
     found = []
@@ -27,7 +28,7 @@ def units(config: PrepConfig) -> list[Unit]:
 
 
 def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
-    """The tar's records in the subset, bytes untouched. `reject` gets lone halves and the place where a tar breaks off."""
+    """The tar's records in the subset, bytes untouched. `reject` gets lone halves and where a tar breaks off."""
     share = percent(config.subset)
 
     def chosen(key: str) -> bool:

@@ -11,9 +11,11 @@ Source  our choice.
 """
 
 import colorsys
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -33,7 +35,8 @@ from frisket.prep.records import (
 )
 
 ASPECTS = ((3, 2), (2, 3), (4, 3), (1, 1), (16, 9), (3, 4))  # width, height
-Field = np.ndarray  # (H, W) float or bool on the image's pixels
+REACH = 1.4  # the widest outline, a blob's, in radii
+Field = np.ndarray  # (h, w) float or bool over a window of the image's pixels
 
 
 def units(config: PrepConfig) -> list[Unit]:
@@ -41,7 +44,9 @@ def units(config: PrepConfig) -> list[Unit]:
     share = percent(config.subset)
     numbers = [n for n in range(config.count) if selected(n, share)]
     if not numbers or config.side < 64:
-        raise UserError(f"count={config.count} subset={config.subset} side={config.side}: draw at least 1 image of 64 px")
+        raise UserError(
+            f"count={config.count} subset={config.subset} side={config.side}: draw at least 1 image of 64 px"
+        )
     step = config.samples_per_shard
     chunks = [numbers[start : start + step] for start in range(0, len(numbers), step)]
     return [Unit(f"{i:05d}", f"images {c[0]}..{c[-1]}", [c[0], c[-1]], c) for i, c in enumerate(chunks)]
@@ -71,24 +76,21 @@ class _Layer:
 
 
 def scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Draw one image: uint8 (H, W, 3) RGB with max(H, W) = side, and the bool (H, W) masks of all shapes, back to front.
+    """Draw one image: uint8 (H, W, 3) RGB, max(H, W) = side, and the bool (H, W) masks of its shapes, back to front.
 
-    Masks may be empty where a shape is wholly hidden.
+    A mask is empty where the shape is wholly hidden.
     """
     wide, high = ASPECTS[rng.integers(len(ASPECTS))]
     width, height = (round(side * edge / max(wide, high)) for edge in (wide, high))
-    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
-    canvas = _texture(rng, xs, ys)
+    canvas = _texture(rng, *_pixels((slice(0, height), slice(0, width))))
     layers: list[_Layer] = []
     amount = int(rng.integers(4, 10))
     nested = int(rng.integers(amount))
     for number in range(amount):
         radius = side * rng.uniform(0.07, 0.26)
         centre = (rng.uniform(0, width), rng.uniform(0, height))
-        inside = _shape(rng)(xs, ys, centre, radius)
-        depth = 2 if number == nested else int(rng.random() < 0.4)
-        _paint(rng, canvas, layers, inside, (), depth, (xs, ys))
-    noisy = canvas * 255 + rng.normal(0, 3, canvas.shape[:2])[..., None]
+        _paint(rng, canvas, layers, centre, radius, (), 2 if number == nested else int(rng.random() < 0.4))
+    noisy = canvas * 255 + 3 * rng.standard_normal((height, width, 1), np.float32)
     return np.clip(noisy, 0, 255).astype(np.uint8), [layer.mask for layer in layers]
 
 
@@ -96,26 +98,48 @@ def _paint(
     rng: np.random.Generator,
     canvas: np.ndarray,
     layers: list[_Layer],
-    inside: np.ndarray,
+    centre: tuple[float, float],
+    radius: float,
     wholes: tuple[int, ...],
     depth: int,
-    grid: tuple[Field, Field],
 ) -> None:
-    """Paint a shape over everything but the wholes it belongs to, then `depth` levels of parts inside it."""
+    """Paint a shape over everything but the wholes it belongs to (and stays inside), then `depth` levels of parts."""
+    window = _window(centre, REACH * radius, canvas.shape[:2])
+    inside = _shape(rng)(*_pixels(window), centre, radius)
+    if wholes:
+        inside &= layers[wholes[-1]].mask[window]
     if not inside.any():
         return
-    canvas[inside] = _texture(rng, *grid)[inside]
+    canvas[window][inside] = _texture(rng, *_pixels(window))[inside]
     for number, layer in enumerate(layers):
         if number not in wholes:
-            layer.mask &= ~inside
+            layer.mask[window] &= ~inside
+    mask = np.zeros(canvas.shape[:2], bool)
+    mask[window] = inside
     me = len(layers)
-    layers.append(_Layer(inside.copy(), wholes))
-    for _ in range(int(rng.integers(1, 4)) if depth else 0):
-        rows, cols = np.nonzero(inside)
+    layers.append(_Layer(mask, wholes))
+    if not depth:
+        return
+    rows, cols = np.nonzero(mask)
+    for _ in range(int(rng.integers(1, 4))):
         pick = int(rng.integers(len(rows)))
-        radius = float(np.sqrt(len(rows) / np.pi)) * rng.uniform(0.3, 0.65)
-        part = _shape(rng)(*grid, (float(cols[pick]), float(rows[pick])), radius) & inside
-        _paint(rng, canvas, layers, part, (*wholes, me), depth - 1, grid)
+        smaller = float(np.sqrt(len(rows) / np.pi)) * rng.uniform(0.3, 0.65)
+        _paint(rng, canvas, layers, (float(cols[pick]), float(rows[pick])), smaller, (*wholes, me), depth - 1)
+
+
+def _window(centre: tuple[float, float], reach: float, size: tuple[int, int]) -> tuple[slice, slice]:
+    """(rows, columns) within `reach` of the centre (x, y), clipped to the image (H, W); never empty."""
+    edges = []
+    for middle, length in zip(reversed(centre), size):
+        low = min(max(0, int(middle - reach)), length - 1)
+        edges.append(slice(low, max(low + 1, min(length, int(middle + reach) + 2))))
+    return edges[0], edges[1]
+
+
+def _pixels(window: tuple[slice, slice]) -> tuple[Field, Field]:
+    """Image coordinates (xs, ys) of the window's pixels, float32 (h, w) each."""
+    ys, xs = np.mgrid[window].astype(np.float32)
+    return xs, ys
 
 
 # ---------------------------------------------------------------- shapes
@@ -124,39 +148,42 @@ Shape = Callable[[Field, Field, tuple[float, float], float], np.ndarray]
 
 
 def _shape(rng: np.random.Generator) -> Shape:
-    """A random shape: a function (xs, ys, centre (x, y), radius in pixels) -> bool (H, W)."""
+    """A random shape: a function (xs, ys, centre (x, y), radius in pixels) -> bool (h, w)."""
     turn, squash = rng.uniform(0, 2 * np.pi), rng.uniform(0.45, 1.0)
+    cos, sin = math.cos(turn), math.sin(turn)  # Python floats leave float32 arrays float32
     kind = rng.choice(["ellipse", "polygon", "star", "ring", "blob"])
     edge = _edge(rng, kind)
     hole = rng.uniform(0.4, 0.7) if kind == "ring" else 0.0
 
     def inside(xs: Field, ys: Field, centre: tuple[float, float], radius: float) -> np.ndarray:
         dx, dy = xs - centre[0], ys - centre[1]
-        u, v = dx * np.cos(turn) + dy * np.sin(turn), (dy * np.cos(turn) - dx * np.sin(turn)) / squash
+        u, v = dx * cos + dy * sin, (dy * cos - dx * sin) / squash
         far, limit = np.hypot(u, v), radius * edge(np.arctan2(v, u))
         return (far <= limit) & (far >= hole * limit)
 
     return inside
 
 
-def _edge(rng: np.random.Generator, kind: str) -> Callable[[Field], Field]:
+def _edge(rng: np.random.Generator, kind: str) -> Callable[[Field], Any]:
     """The outline as a function angle -> share of the radius."""
     if kind in ("ellipse", "ring"):
         return np.ones_like
     if kind == "blob":
-        sizes, phases = rng.uniform(0, 0.16, 4), rng.uniform(0, 2 * np.pi, 4)
-        return lambda angle: 0.75 + sum(s * np.cos((k + 2) * angle + p) for k, (s, p) in enumerate(zip(sizes, phases)))
+        waves = list(zip(rng.uniform(0, 0.16, 4).tolist(), rng.uniform(0, 2 * np.pi, 4).tolist()))
+        return lambda angle: 0.75 + sum(s * np.cos((k + 2) * angle + p) for k, (s, p) in enumerate(waves))
     corners = 2 * int(rng.integers(4, 8)) if kind == "star" else int(rng.integers(3, 9))
     angles = (np.arange(corners) + rng.uniform(-0.2, 0.2, corners)) * 2 * np.pi / corners
-    radii = np.where(np.arange(corners) % 2, rng.uniform(0.4, 0.6), 1.0) if kind == "star" else rng.uniform(0.7, 1, corners)
-    return lambda angle: _straight(angle, angles, radii)
+    radii = (
+        np.where(np.arange(corners) % 2, rng.uniform(0.4, 0.6), 1.0) if kind == "star" else rng.uniform(0.7, 1, corners)
+    )
+    return lambda angle: _straight(angle, angles.astype(np.float32), radii.astype(np.float32))
 
 
 def _straight(angle: Field, angles: np.ndarray, radii: np.ndarray) -> Field:
     """Polar radius at `angle` of the polygon whose corners lie at ascending `angles` (one turn) and `radii`."""
-    shifted = np.mod(angle - angles[0], 2 * np.pi) + angles[0]
+    shifted = np.mod(angle - angles[0], np.float32(2 * np.pi)) + angles[0]
     left = np.clip(np.searchsorted(angles, shifted, side="right") - 1, 0, len(angles) - 1)
-    ends = np.append(angles, angles[0] + 2 * np.pi)
+    ends = np.append(angles, angles[0] + np.float32(2 * np.pi))
     a, b = ends[left], ends[left + 1]
     ra, rb = radii[left], np.append(radii, radii[0])[left + 1]
     return ra * rb * np.sin(b - a) / (ra * np.sin(shifted - a) + rb * np.sin(b - shifted))
@@ -166,7 +193,7 @@ def _straight(angle: Field, angles: np.ndarray, radii: np.ndarray) -> Field:
 
 
 def _texture(rng: np.random.Generator, xs: Field, ys: Field) -> np.ndarray:
-    """A surface over the whole image: float32 (H, W, 3) in 0..1, two colours mixed by a random pattern."""
+    """A surface over a window: float32 (h, w, 3) in 0..1, two colours mixed by a random pattern."""
     hue, value = rng.random(), rng.uniform(0.3, 0.95)
     one = _colour(hue, rng.uniform(0.1, 0.9), value)
     two = _colour(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.9), value * rng.uniform(0.55, 0.85))
@@ -179,18 +206,19 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _pattern(rng: np.random.Generator, xs: Field, ys: Field) -> Field:
-    """(H, W) in 0..1: stripes, checks, noise, a gradient, or nearly plain."""
+    """(h, w) in 0..1: stripes, checks, noise, a gradient, or nearly plain."""
     kind = rng.choice(["plain", "stripes", "checks", "noise", "gradient"])
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 22)
-    along, across = xs * np.cos(angle) + ys * np.sin(angle), ys * np.cos(angle) - xs * np.sin(angle)
+    cos, sin = math.cos(angle), math.sin(angle)
+    along, across = xs * cos + ys * sin, ys * cos - xs * sin
     if kind == "stripes":
         return np.mod(along, period) < period / 2
     if kind == "checks":
         return (np.mod(along, period) < period / 2) ^ (np.mod(across, period) < period / 2)
     if kind == "gradient":
-        return (along - along.min()) / np.ptp(along)
+        return (along - along.min()) / max(1.0, float(np.ptp(along)))
     # Coarse random values enlarged: soft clouds for noise, so faint for plain that only the eye of a network sees them.
     cell = int(rng.integers(2, 9))
     coarse = rng.random((ys.shape[0] // cell + 2, ys.shape[1] // cell + 2)).astype(np.float32)
-    cloud = ndimage.zoom(coarse, cell, order=1)[: ys.shape[0], : ys.shape[1]]
+    cloud = np.asarray(ndimage.zoom(coarse, cell, order=1))[: ys.shape[0], : ys.shape[1]]
     return cloud if kind == "noise" else 0.15 * cloud

@@ -1,11 +1,12 @@
 """What every recipe shares: config, the trained Sam, optimizer, names in the log, validation by box and by click.
 
 A recipe is a file beside this one with `class Config(RecipeConfig)` and `class Module(Recipe)`; it defines `build_sam`
-and `training_step`. `frisket train configs/<recipe>.yaml` runs it. Randomness is a function of (seed, step, rank), so a
-resumed run repeats an uninterrupted one without storing generator states.
+and `training_step`. `frisket train configs/<recipe>.yaml` runs it. Randomness is a function of (seed, step, rank, keys),
+so a resumed run repeats an uninterrupted one without storing generator states.
 """
 
 import copy
+import zlib
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frisket import optim
 from frisket.data.module import DataConfig
 from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU
@@ -24,6 +24,7 @@ from frisket.geometry import Frame
 from frisket.losses import logits_iou
 from frisket.models import zoo
 from frisket.models.sam import Sam
+from frisket.optim import OptimConfig, adamw
 from frisket.prompts import central_points
 from frisket.sample import Batch, Prediction, Prompts
 
@@ -76,7 +77,7 @@ class RecipeConfig:
     out: str = "runs"
     init_from: str | None = None  # weights to start from (a run folder, model.pt, or zoo name); ignored when resuming
     data: DataConfig = field(default_factory=DataConfig)
-    optim: optim.OptimConfig = field(default_factory=optim.OptimConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -90,10 +91,11 @@ class Recipe(L.LightningModule):
         super().__init__()
         self.config = config
         self.strict_loading = False  # frozen teachers are never saved, so never expected
-        self.sam = self.build_sam()
         if config.data.image_size % 16:
             raise UserError(f"data.image_size={config.data.image_size} must be a multiple of 16, the patch side")
+        self.sam = self.build_sam()
         self.val_iou = nn.ModuleDict({"box": MaskIoU(), "click1": MaskIoU()})
+        self.train()  # a loaded Sam comes in eval mode, and Lightning's fit keeps the modes it finds
 
     # --- what a recipe defines
 
@@ -120,9 +122,10 @@ class Recipe(L.LightningModule):
             module.eval()
         return self
 
-    def generator(self, stream: int = 0) -> torch.Generator:
-        """A CPU generator for this step and rank; `stream` separates uses within a step."""
-        seed = ((self.config.seed * 1_000_003 + self.global_step) * 4_099 + self.global_rank) * 17 + stream
+    def generator(self, batch: Batch) -> torch.Generator:
+        """A CPU generator for this step, rank and batch: batches accumulated into one step draw differently."""
+        mark = zlib.crc32(" ".join(batch.keys).encode())
+        seed = ((self.config.seed * 1_000_003 + self.global_step) * 4_099 + self.global_rank) * 2**32 + mark
         return torch.Generator().manual_seed(seed % 2**63)
 
     def report(self, split: str, values: dict[str, Any], *, batch_size: int = 1) -> None:
@@ -130,7 +133,7 @@ class Recipe(L.LightningModule):
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, batch_size=batch_size, on_step=split == "train", on_epoch=split != "train")
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = optim.build(self.trained(), self.config.optim, steps=self.config.trainer.max_steps)
+        optimizer, schedule = adamw(self.trained(), self.config.optim, steps=self.config.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -151,14 +154,14 @@ class Recipe(L.LightningModule):
         if not len(batch.masks):
             return
         embeddings = self.sam.encode(batch.images, batch.sizes)
-        clicks = central_points(batch.masks)[:, None]
+        clicks, valid = central_points(batch.masks)[:, None], valid_cells(batch)
         prompts = {
             "box": Prompts(boxes=batch.boxes),
             "click1": Prompts(points=clicks, labels=torch.ones(clicks.shape[:2], dtype=torch.long, device=clicks.device)),
         }
         for name, prompt in prompts.items():
             prediction: Prediction = self.sam.decode(embeddings, batch.image_index, prompt, multimask=True)
-            self.val_iou[name].update(logits_iou(prediction.best()[0], batch.masks), batch.areas)
+            self.val_iou[name].update(logits_iou(prediction.best()[0], batch.masks, valid=valid), batch.areas)
 
     def on_validation_epoch_end(self) -> None:
         for name, metric in self.val_iou.items():

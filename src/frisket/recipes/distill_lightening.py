@@ -65,13 +65,14 @@ def focus_pairs(student_depth: int, teacher_depth: int, config: DistillConfig) -
     if config.schedule == "neck":
         return []
     students = config.student_blocks or list(range(2, student_depth + 1, 2)) or [1]
-    teachers = config.teacher_blocks or [int(s * teacher_depth / student_depth + 0.5) for s in students]
+    teachers = config.teacher_blocks or [max(1, int(s * teacher_depth / student_depth + 0.5)) for s in students]
     if len(students) != len(teachers):
         raise UserError(
             f"distill.student_blocks has {len(students)} entries and distill.teacher_blocks {len(teachers)}: give pairs"
         )
     for name, blocks, depth in (("student", students, student_depth), ("teacher", teachers, teacher_depth)):
-        if blocks != sorted(blocks) or not all(1 <= block <= depth for block in blocks):
+        twice = name == "student" and len(set(blocks)) < len(blocks)  # a shallow teacher may teach two blocks with one
+        if twice or blocks != sorted(blocks) or not all(1 <= block <= depth for block in blocks):
             raise UserError(f"distill.{name}_blocks={blocks} must rise within 1..{depth}, the {name}'s blocks")
     return list(zip(students, teachers))
 

@@ -37,6 +37,6 @@ class Module(Recipe):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         embeddings = self.sam.encode(batch.images, batch.sizes)
-        loss, terms = interactive_loss(self.sam, embeddings, batch, self.config.prompts, self.generator())
+        loss, terms = interactive_loss(self.sam, embeddings, batch, self.config.prompts, self.generator(batch))
         self.report("train", {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}, batch_size=batch.num_images)
         return loss

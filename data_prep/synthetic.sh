@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Drawn scenes -> shards in FOLDER/train.  data_prep/synthetic.sh FOLDER [key=value…]   (again to resume)
+set -euo pipefail
+folder=${1:-}
+if [[ ! -d $folder ]]; then
+  echo "data_prep/synthetic.sh: '$folder' is not a folder: make it (mkdir -p) and give it first" >&2
+  exit 2
+fi
+exec frisket prep configs/prep_synthetic.yaml out="$folder/train" "${@:2}"

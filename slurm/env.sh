@@ -1,0 +1,33 @@
+# Sourced by every script in slurm/: finds the checkout, and gives `launch`, which runs one command on all tasks.
+#   LOCAL=1 bash slurm/train_sam.sh …     runs here, without Slurm
+#   FRISKET_ON=a100 sbatch slurm/…        adds configs/on/a100.yaml (also a40, debug)
+# `launch` requeues the job when the run left with code 75 (stopped by Slurm's signal, checkpoint written).
+# Our choice; why it is so: docstrings of frisket.engine.preempt and frisket.engine.signals.
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$PWD}"
+[ -d .venv/bin ] && PATH="$PWD/.venv/bin:$PATH"
+ON=()
+[ -n "${LOCAL:-}" ] || ON+=(configs/on/slurm.yaml)
+[ -z "${FRISKET_ON:-}" ] || ON+=("configs/on/$FRISKET_ON.yaml")
+
+launch() {
+  if [ -n "${LOCAL:-}" ]; then
+    "$@"
+    return
+  fi
+  local head code=0
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  # the node's address as Slurm knows it: needs no DNS
+  MASTER_ADDR=$(scontrol show node "$head" | grep -oP 'NodeAddr=\K\S+')
+  MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+  export MASTER_ADDR MASTER_PORT
+  export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not inherit --cpus-per-task
+  echo "$(date '+%F %T') job $SLURM_JOB_ID start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, master $MASTER_ADDR:$MASTER_PORT"
+  # --wait: when one task has died the others are ended a minute later, not at the job's time limit
+  srun --wait=60 "$@" || code=$?
+  echo "$(date '+%F %T') job $SLURM_JOB_ID left with code $code"
+  if [ "$code" = 75 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  return "$code"
+}

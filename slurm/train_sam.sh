@@ -1,0 +1,16 @@
+#!/bin/bash
+# Any encoder from ground-truth masks (SAM's interactive recipe): how a teacher of one's own is made.
+#   sbatch slurm/train_sam.sh [YAML …] [key=value …]        submit it again to go on; FRISKET_ON=a100 adds that preset
+#   LOCAL=1 bash slurm/train_sam.sh                         the same run here, without Slurm
+#SBATCH --job-name=train_sam
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --gres=gpu:4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=SIGUSR1@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+source "${SLURM_SUBMIT_DIR:-$PWD}/slurm/env.sh"
+launch frisket train configs/train_sam.yaml "${ON[@]}" "$@"

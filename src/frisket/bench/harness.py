@@ -1,0 +1,379 @@
+"""How a speed is measured here: baseline and ours in one process, alternating, medians, and a guard that ours is right.
+
+Use     `frisket bench configs/bench.yaml rows=[rle_fill]`; docs/bench.md says how to read the table.
+Add     one function and one entry in ROWS of a file in this folder:
+            def my_row(setting: Setting) -> Case:
+                x = …                                              # inputs, small when setting.quick
+                guard = at_most("max diff", lambda: difference(theirs(x), ours(x)), 1e-5)
+                return Case(lambda: theirs(x), lambda: ours(x), [guard])
+            ROWS = [Row("my_row", "ours vs theirs, 4096 tokens", my_row)]
+Source  our choice. Clock: CUDA events on a GPU; on one CPU thread that thread's CPU time, which a busy machine disturbs
+        least; wall time on several. A sample repeats a short call until it lasts `MIN_SAMPLE` seconds.
+"""
+
+import datetime
+import importlib
+import math
+import os
+import pkgutil
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import frisket.bench
+from frisket.errors import UserError, nearest
+from frisket.files import write_json
+from frisket.kernels.attention import describe
+
+MIN_SAMPLE = 0.02  # seconds
+SCHEMA = 1
+
+
+@dataclass
+class BenchConfig:
+    """What to measure.
+
+    rows: names, all when empty; quick: tiny sizes that prove the mechanism, never a speed; threads: CPU threads of both
+    sides; repeats: samples of each side; warmup: calls before them; device: auto, cpu or cuda; out: the JSON.
+    """
+
+    rows: list[str] = field(default_factory=list)
+    quick: bool = False
+    threads: int = 1
+    repeats: int = 7
+    warmup: int = 1
+    device: str = "auto"
+    seed: int = 0
+    out: str = "runs/bench.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a row is told: small sizes or real ones, where, and the seed of its inputs."""
+
+    quick: bool
+    device: torch.device
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A claim about ours, computed once before timing: `measure()` must be <= limit (or >= with `least`)."""
+
+    text: str
+    measure: Callable[[], float]
+    limit: float
+    least: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row made ready. Both calls return after their work is queued (CUDA) or done (CPU).
+
+    `note` describes inputs and `dtype` the arithmetic, for the JSON; `grad` keeps autograd on.
+    """
+
+    baseline: Callable[[], Any]
+    ours: Callable[[], Any]
+    guards: Sequence[Guard]
+    note: str = ""
+    dtype: str = "float32"
+    grad: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: name, what is compared, and the function that makes it ready. `cpu` rows ignore a GPU."""
+
+    name: str
+    what: str
+    make: Callable[[Setting], Case]
+    cpu: bool = False
+
+
+def at_most(text: str, measure: Callable[[], float], limit: float) -> Guard:
+    """The value must not exceed `limit`. NaN fails."""
+    return Guard(text, measure, limit)
+
+
+def at_least(text: str, measure: Callable[[], float], limit: float) -> Guard:
+    """The value must reach `limit`. NaN fails."""
+    return Guard(text, measure, limit, least=True)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a guard said."""
+
+    text: str
+    value: float
+    limit: float
+    least: bool
+    ok: bool
+
+    def __str__(self) -> str:
+        sign = (">=" if self.least else "<=") if self.ok else ("<" if self.least else ">")
+        return f"{self.text} {self.value:.3g} {sign} {self.limit:g}" + ("" if self.ok else " FAIL")
+
+
+@dataclass
+class Result:
+    """A measured row. Seconds per call; `ratio` is None (and no sample is taken) when a guard failed."""
+
+    name: str
+    what: str
+    device: str
+    clock: str
+    dtype: str
+    note: str
+    guards: list[Verdict]
+    baseline_seconds: float | None = None
+    ours_seconds: float | None = None
+    ratio: float | None = None
+    ratio_range: tuple[float, float] | None = None
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    calls_per_sample: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every guard held."""
+        return all(verdict.ok for verdict in self.guards)
+
+
+def all_rows() -> list[Row]:
+    """ROWS of every file in this folder, in the files' alphabetical order."""
+    found = (importlib.import_module(f"frisket.bench.{m.name}") for m in pkgutil.iter_modules(frisket.bench.__path__))
+    return [row for module in found for row in getattr(module, "ROWS", ())]
+
+
+def choose(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows called `names`, or all. Raises UserError for an unknown name."""
+    known = {row.name: row for row in rows}
+    for name in names:
+        if name not in known:
+            raise UserError(f"bench has no row '{name}': {nearest(name, known)}")
+    return [known[name] for name in names] if names else list(rows)
+
+
+def run(config: BenchConfig, rows: Sequence[Row]) -> int:
+    """Measure `rows`, print the table as it grows, write the JSON; return 0, or 1 when a guard failed.
+
+    The JSON is rewritten after every row, so that a long run cut short keeps what it has.
+    """
+    for name in ("threads", "repeats"):
+        if getattr(config, name) < 1:
+            raise UserError(f"bench: {name}={getattr(config, name)} must be at least 1")
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"bench: device={config.device} is not known: auto, cpu or cuda")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("bench: device=cuda was asked for, but torch sees no CUDA device: use device=cpu")
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    chosen = choose(rows, config.rows)
+    results: list[Result] = []
+    with pinned(config.threads):
+        here = environment(config)
+        print(f"{here['gpu'] or here['cpu']}, {config.threads} thread(s), torch {here['torch']}, {here['attention']}")
+        if config.quick:
+            print("quick=true: tiny sizes, one sample; the ratios mean nothing")
+        print(HEADER)
+        for row in chosen:
+            device = torch.device("cuda" if use_cuda and not row.cpu else "cpu")
+            results.append(measure(row, config, device))
+            print(line(results[-1]), flush=True)
+            report = {"schema": SCHEMA, "environment": here, "rows": [record(result) for result in results]}
+            write_json(config.out, report)
+    failed = [result.name for result in results if not result.ok]
+    print(f"JSON with every sample: {config.out}. Weights are random: speed and equality are shown, accuracy is not.")
+    if failed:
+        print(f"FAIL: a guard of {', '.join(failed)} does not hold, so there is no ratio")
+    return 1 if failed else 0
+
+
+def measure(row: Row, config: BenchConfig, device: torch.device) -> Result:
+    """Make one row ready, ask its guards, and time it when they hold."""
+    torch.manual_seed(config.seed)
+    case = row.make(Setting(config.quick, device, config.seed))
+    clock = "cuda events" if device.type == "cuda" else "thread CPU time" if config.threads == 1 else "wall time"
+    with torch.set_grad_enabled(case.grad):
+        with exact_convolutions():
+            verdicts = [judge(guard) for guard in case.guards]
+        result = Result(row.name, row.what, str(device), clock, case.dtype, case.note, verdicts)
+        if result.ok:
+            _time(result, case, config, timer(device, config.threads))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return result
+
+
+def judge(guard: Guard) -> Verdict:
+    """Compute a guard's value and compare it."""
+    value = float(guard.measure())
+    ok = value >= guard.limit if guard.least else value <= guard.limit  # False for NaN either way
+    return Verdict(guard.text, value, guard.limit, guard.least, ok)
+
+
+def _time(result: Result, case: Case, config: BenchConfig, clock: Callable[[Callable[[], Any], int], float]) -> None:
+    """Fill in times and ratio: warm up, size the samples, then take them by turns (A B, B A, A B, …)."""
+    sides = {"baseline": case.baseline, "ours": case.ours}
+    repeats, warmup = (1, 0) if config.quick else (config.repeats, config.warmup)
+    for name, call in sides.items():
+        for _ in range(warmup):
+            clock(call, 1)
+        once = clock(call, 1)
+        result.calls_per_sample[name] = (
+            1 if config.quick else max(1, min(1000, math.ceil(MIN_SAMPLE / max(once, 1e-9))))
+        )
+    result.samples = {name: [] for name in sides}
+    for number in range(repeats):
+        for name in ("ours", "baseline") if number % 2 else ("baseline", "ours"):
+            calls = result.calls_per_sample[name]
+            result.samples[name].append(clock(sides[name], calls) / calls)
+    result.baseline_seconds, result.ours_seconds = (statistics.median(result.samples[name]) for name in sides)
+    paired = [a / max(b, 1e-12) for a, b in zip(result.samples["baseline"], result.samples["ours"], strict=True)]
+    result.ratio = result.baseline_seconds / max(result.ours_seconds, 1e-12)
+    result.ratio_range = (min(paired), max(paired))
+
+
+def timer(device: torch.device, threads: int) -> Callable[[Callable[[], Any], int], float]:
+    """A function (call, number) -> seconds that `number` calls took."""
+    if device.type == "cuda":
+        return _cuda_seconds
+    tick = time.thread_time if threads == 1 else time.perf_counter
+
+    def seconds(call: Callable[[], Any], number: int) -> float:
+        start = tick()
+        for _ in range(number):
+            call()
+        return tick() - start
+
+    return seconds
+
+
+def _cuda_seconds(call: Callable[[], Any], number: int) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(number):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Torch computes with `threads` CPU threads inside the context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """fp32 convolutions compute in fp32 inside the context: on a GPU TF32 is the default, too coarse for a guard."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+# ---------------------------------------------------------------- telling
+
+HEADER = f"{'row':<20}{'baseline':>11}{'ours':>11}{'ratio':>9}  guard | what"
+
+
+def line(result: Result) -> str:
+    """One line of the table."""
+    guards = "; ".join(str(verdict) for verdict in result.guards)
+    if not result.ok:
+        return f"{result.name:<20}{'':>11}{'':>11}{'FAIL':>9}  {guards} | {result.what}"
+    times = f"{duration(result.baseline_seconds):>11}{duration(result.ours_seconds):>11}"
+    return f"{result.name:<20}{times}{ratio(result.ratio):>9}  {guards} | {result.what}"
+
+
+def duration(seconds: float | None) -> str:
+    """1.23 s, 45.6 ms, 7.89 us."""
+    if seconds is None:
+        return "-"
+    scale, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
+    return f"{seconds * scale:.3g} {unit}"
+
+
+def ratio(value: float | None) -> str:
+    """39.1x, 574x."""
+    return "-" if value is None else f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
+
+
+def record(result: Result) -> dict[str, Any]:
+    """A result as JSON: verdict first; NaN becomes null."""
+    plain = {"ok": result.ok, **asdict(result)}
+    for verdict in plain["guards"]:
+        verdict["value"] = verdict["value"] if math.isfinite(verdict["value"]) else None
+    return plain
+
+
+def environment(config: BenchConfig) -> dict[str, Any]:
+    """Everything a reader needs to judge the numbers."""
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load": list(os.getloadavg()),
+        "threads": config.threads,
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "driver": _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+        if cuda
+        else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "attention": describe(),
+        "quick": config.quick,
+        "repeats": 1 if config.quick else config.repeats,
+        "seed": config.seed,
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name and whether it multiplies bf16 (Linux), or what Python knows of it."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    fields = dict(part.partition(":")[::2] for part in info.read_text().split("\n\n")[0].splitlines())
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    name = fields.get("model name", platform.machine())
+    flags = fields.get("flags", "").split()
+    bf16 = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    return f"{name} ({', '.join(bf16) or 'no bf16 instructions'})"
+
+
+def commit() -> str | None:
+    """The commit this package lies in, with '+changes' when files differ from it; None outside a git checkout."""
+    folder = str(Path(__file__).parent)
+    found = _told("git", "-C", folder, "rev-parse", "HEAD")
+    if found is None:
+        return None
+    return found + ("+changes" if _told("git", "-C", folder, "status", "--porcelain") else "")
+
+
+def _told(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no such program here: the field stays empty
+    return done.stdout.strip() if done.returncode == 0 else None

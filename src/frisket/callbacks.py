@@ -1,0 +1,326 @@
+"""What a person sees while it trains: speed, a progress line, a gallery of masks, and a record of sample ids.
+
+    speed = Throughput(every=10, images_per_batch=…)
+    callbacks = [speed, Gallery(run / "gallery", every=500, images=8), …, Progress(speed, every=10)]   # Progress last
+
+Our choice. Log names: speed/images_per_second, speed/data_wait, speed/memory_gib, speed/mfu.
+"""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from frisket.files import atomic
+from frisket.sample import Batch
+
+PEAK_FLOPS = {  # dense bf16 FLOP/s from NVIDIA's data sheets; longer names first
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A40": 149.7e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,  # fp16
+}
+PALETTE = ((230, 57, 70), (29, 161, 242), (46, 196, 106), (255, 183, 3), (155, 93, 229), (0, 187, 189), (255, 112, 166))
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the peak bf16 FLOP/s of a GPU by its CUDA name, or None for one not in the table."""
+    words = device_name.replace("-", " ")
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in words), None)
+
+
+class Throughput(L.Callback):
+    """Measure images/s (all ranks), the share of time spent waiting for data, memory, and MFU; log every `every` steps.
+
+    Validation, checkpoints and galleries are outside the clock: `mark` restarts it after them.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.values: dict[str, float] = {}
+        self._flops: float | None = None
+        self._peak: float | None = None
+        self._logged = -1
+        self._mark = self._started = time.perf_counter()
+        self._wait = self._work = 0.0
+        self._images = 0
+
+    def mark(self) -> None:
+        """What follows from now until the next batch starts is waiting for data."""
+        self._mark = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask the recipe for its FLOPs per image, where a known GPU makes an MFU of them."""
+        if trainer.strategy.root_device.type == "cuda":
+            self._peak = peak_flops(torch.cuda.get_device_name(trainer.strategy.root_device))
+        if self._peak and hasattr(pl_module, "model_flops_per_image"):
+            self._flops = pl_module.model_flops_per_image()
+        self.mark()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """The batch has arrived."""
+        self._started = time.perf_counter()
+        self._wait += self._started - self._mark
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the batch; at a logging step turn the counts into rates."""
+        self._work += time.perf_counter() - self._started
+        self._images += batch.num_images
+        step = trainer.global_step
+        if step % self.every or step == self._logged:
+            return
+        self._logged = step
+        seconds = max(self._wait + self._work, 1e-9)
+        self.values = {
+            "images_per_second": self._images * trainer.world_size / seconds,
+            "data_wait": self._wait / seconds,
+            "memory_gib": memory_gib(trainer.strategy.root_device),
+        }
+        if self._flops and self._peak:
+            self.values["mfu"] = self._flops * self._images / seconds / self._peak
+        self._wait, self._work, self._images = 0.0, 0.0, 0
+        pl_module.log_dict({f"speed/{name}": value for name, value in self.values.items()}, batch_size=1)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory in GiB: what CUDA allocated on `device`, or the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class Progress(L.Callback):
+    """One line with step, loss, images/s, wait, memory and ETA: redrawn on a terminal, printed plainly elsewhere.
+
+    Put it last in the callback list: it restarts the clock of `speed` when the other callbacks are done.
+    """
+
+    def __init__(self, speed: Throughput, every: int, stream: Any = None) -> None:
+        self.speed, self.every = speed, every
+        self.stream = stream or sys.stdout
+        self.live = bool(getattr(self.stream, "isatty", lambda: False)())
+        self._begin = (0, time.perf_counter())
+        self._shown = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count steps and time from here, for the ETA."""
+        self._begin = (trainer.global_step, time.perf_counter())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Print at every `every` steps, at the first and at the last."""
+        step = trainer.global_step
+        due = step % self.every == 0 or step in (self._begin[0] + 1, trainer.max_steps)
+        if trainer.is_global_zero and due and step != self._shown:
+            self._shown = step
+            loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+            # Lightning divides the loss it hands back by the number of accumulated batches
+            self._print(
+                self.line(step, trainer.max_steps, float(loss) * trainer.accumulate_grad_batches),
+                step >= trainer.max_steps,
+            )
+        self.speed.mark()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the validation metrics on a line of their own."""
+        values = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if trainer.is_global_zero and not trainer.sanity_checking and values:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._print(f"val  {trainer.global_step}/{trainer.max_steps}  {text}", True)
+        self.speed.mark()
+
+    def line(self, step: int, steps: int, loss: float) -> str:
+        """Return the progress line for `step` of `steps`."""
+        first, since = self._begin
+        per_step = (time.perf_counter() - since) / max(step - first, 1)
+        parts = [f"step {step}/{steps}", f"loss {loss:.4g}"]
+        if self.speed.values:
+            v = self.speed.values
+            parts += [f"{v['images_per_second']:.1f} img/s", f"wait {100 * v['data_wait']:.0f}%"]
+            parts += [f"mem {v['memory_gib']:.1f} GiB"] + ([f"mfu {100 * v['mfu']:.0f}%"] if "mfu" in v else [])
+        return "  ".join([*parts, f"eta {clock((steps - step) * per_step)}"])
+
+    def _print(self, text: str, keep: bool) -> None:
+        if self.live:
+            width = shutil.get_terminal_size().columns
+            self.stream.write("\r" + text[: width - 1].ljust(width - 1) + ("\n" if keep else ""))
+        else:
+            self.stream.write(text + "\n")
+        self.stream.flush()
+
+
+def clock(seconds: float) -> str:
+    """Return h:mm:ss."""
+    whole = int(seconds + 0.5)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+class Gallery(L.Callback):
+    """Every `every` steps draw the same validation images: image, then the recipe's columns, with IoU against truth.
+
+    Rank 0 alone draws, with the recipe's own modules (no collective), into `folder/step-NNNNNN.png` and to W&B.
+    """
+
+    def __init__(self, folder: Path, every: int, images: int) -> None:
+        self.folder, self.every, self.images = folder, every, images
+        self._batches: list[Batch] | None = None
+        self._drawn = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Draw when the step is due."""
+        step = trainer.global_step
+        if trainer.is_global_zero and step % self.every == 0 and step != self._drawn:
+            self._drawn = step
+            self.draw(trainer, pl_module, step)
+
+    def draw(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        """Draw now. Leaves the random state, the modules' modes and the gradients as they were."""
+        modes = {module: module.training for module in pl_module.modules()}
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            batches = self._load(trainer)
+            pl_module.eval()
+            try:
+                rows = [row for batch in batches for row in self._rows(trainer, pl_module, batch)]
+            finally:
+                for module, mode in modes.items():
+                    module.training = mode
+        if not rows:
+            return
+        path = self.folder / f"step-{step:06d}.png"
+        with atomic(path) as tmp:
+            stack(rows[: self.images]).save(tmp, format="PNG")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("gallery", [str(path)], step=step - 1)  # our logger counts from 1
+
+    def _load(self, trainer: L.Trainer) -> list[Batch]:
+        if self._batches is None:
+            self._batches, count = [], 0
+            loader = trainer.datamodule.val_dataloader() if trainer.enable_validation else None
+            for batch in loader or ():
+                self._batches.append(batch)
+                count += batch.num_images
+                if count >= self.images:
+                    break
+        return self._batches
+
+    def _rows(self, trainer: L.Trainer, pl_module: Any, batch: Batch) -> list[list[Image.Image]]:
+        on_device = trainer.strategy.batch_to_device(batch)
+        with trainer.precision_plugin.forward_context():
+            columns = pl_module.gallery_columns(on_device)
+        columns = {title: masks.cpu() for title, masks in columns.items()}
+        return [panels(batch, columns, index) for index in range(batch.num_images)]
+
+
+def panels(batch: Batch, columns: dict[str, Tensor], index: int, side: int = 192) -> list[Image.Image]:
+    """Return the photograph `index` of `batch` and one panel per column {title: bool (N, G, G)}, `side` px at most."""
+    height, width = (int(v) for v in batch.sizes[index])
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    photo = Image.fromarray(batch.images[index, :, :height, :width].permute(1, 2, 0).contiguous().cpu().numpy()).resize(
+        size
+    )
+    cells = (-(-height // 4), -(-width // 4))
+    mine = batch.image_index.cpu() == index
+    truth = batch.masks.cpu()[mine]
+    made = [_titled(photo, "image")]
+    for title, masks in columns.items():
+        masks = masks[mine]
+        label = title
+        if title != "truth" and len(masks):
+            both, either = (masks & truth).flatten(1).sum(1), (masks | truth).flatten(1).sum(1)
+            label += f"  IoU {float((both / either.clamp(min=1)).mean()):.2f}"
+        made.append(_titled(overlay(photo, masks[:, : cells[0], : cells[1]]), label))
+    return made
+
+
+def overlay(photo: Image.Image, masks: Tensor) -> Image.Image:
+    """Return `photo` with bool masks (M, h, w) painted over it, large ones first so that small ones stay visible."""
+    painted = photo
+    for number in torch.argsort(masks.flatten(1).sum(1), descending=True, stable=True).tolist():
+        stencil = Image.fromarray(masks[number].to(torch.uint8).mul(140).numpy()).resize(
+            photo.size, Image.Resampling.NEAREST
+        )
+        painted = Image.composite(Image.new("RGB", photo.size, PALETTE[number % len(PALETTE)]), painted, stencil)
+    return painted
+
+
+def stack(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
+    """Return one white-backed picture of rows of panels."""
+    widths = [max(row[c].width for row in rows if c < len(row)) for c in range(max(map(len, rows)))]
+    heights = [max(panel.height for panel in row) for row in rows]
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), sum(heights) + gap * (len(rows) + 1)), "white")
+    y = gap
+    for row, height in zip(rows, heights):
+        x = gap
+        for panel, width in zip(row, widths):
+            sheet.paste(panel, (x, y))
+            x += width + gap
+        y += height + gap
+    return sheet
+
+
+def _titled(panel: Image.Image, text: str, bar: int = 14) -> Image.Image:
+    made = Image.new("RGB", (panel.width, panel.height + bar), "white")
+    made.paste(panel, (0, bar))
+    ImageDraw.Draw(made).text((1, 1), text, fill="black")
+    return made
+
+
+class Samples(L.Callback):
+    """Write `folder/samples.jsonl` (`samples-rankR.jsonl` for R > 0): a line {"step", "keys"} per batch.
+
+    A resume drops the lines after the checkpoint's step, so the file reads like that of an uninterrupted run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "samples.jsonl"
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop what lies after the step we start from."""
+        rank = trainer.global_rank
+        self._path = self.folder / ("samples.jsonl" if rank == 0 else f"samples-rank{rank}.jsonl")
+        kept = []
+        if self._path.exists():
+            text = self._path.read_text(encoding="utf-8")
+            lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # a kill may have cut the last one
+            kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
+        with atomic(self._path) as tmp:
+            tmp.write_text("".join(kept), encoding="utf-8")
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """The batch belongs to the step it will help to make."""
+        self._step = trainer.global_step + 1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Append the batch's keys."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self._step, "keys": batch.keys}) + "\n")
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print a line from rank 0, at once (Slurm's log files are otherwise buffered)."""
+    print(text, flush=True)

@@ -1,0 +1,85 @@
+"""The command `frisket VERB [YAML …] [key=value …]`: picks the verb and splits its arguments.
+
+    frisket train configs/distill_lightening.yaml optim.lr=1e-4
+
+Only the chosen verb's module is imported. Exit codes: 0 done; 2 a mistake in what was asked (one sentence on stderr);
+75 stopped on request with a checkpoint, run it again to go on; 130 interrupted from the keyboard.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from frisket import __version__
+from frisket.engine.signals import held
+from frisket.errors import UserError, nearest
+
+VERBS = {
+    "train": "train a recipe, or continue it: frisket train configs/demo_teacher.yaml trainer.max_steps=200",
+    "eval": "judge a model: frisket eval configs/evaluate.yaml checkpoint=runs/distill_lightening",
+    "prep": "turn pictures and masks into shards: frisket prep configs/prep_sa1b.yaml",
+    "show": "print the resolved configuration: frisket show configs/distill_lightening.yaml",
+    "predict": "masks for one picture: frisket predict photo.jpg checkpoint=runs/finetune_decoder",
+    "bench": "time the parts that matter: frisket bench",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Never raises UserError: that is printed here."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"frisket {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    try:
+        if verb not in VERBS:
+            raise UserError(f"'{verb}' is not a verb of frisket: {nearest(verb, VERBS)}")
+        if any(word in ("-h", "--help") for word in rest):
+            print(usage(verb))
+            return 0
+        files, overrides = split(rest)
+        if verb != "train":
+            return _run(verb, files, overrides)
+        with held():  # before numpy and torch start threads: see frisket.engine.signals
+            return _run(verb, files, overrides)
+    except UserError as error:
+        print(f"frisket: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("frisket: interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        return 130
+
+
+def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (files, overrides): a word with '=' is an override. Raises UserError for an option like --lr."""
+    for word in args:
+        if word.startswith("-"):
+            raise UserError(f"frisket has no options ('{word}'): settings are written key=value, e.g. optim.lr=1e-4")
+    return [word for word in args if "=" not in word], [word for word in args if "=" in word]
+
+
+def usage(verb: str | None = None) -> str:
+    """Return the help text, of one verb or of all."""
+    if verb:
+        return (
+            f"frisket {verb}: {VERBS[verb]}\nlater YAML files and key=value words win; `frisket show` prints the result"
+        )
+    verbs = "\n".join(f"  {name:8} {text}" for name, text in VERBS.items())
+    foot = "Starting a run again continues it. Unknown keys are refused."
+    return f"frisket VERB [YAML …] [key=value …]\n\n{verbs}\n\n{foot}"
+
+
+def _run(verb: str, files: list[str], overrides: list[str]) -> int:
+    return int(importlib.import_module(f"frisket.cli.{verb}").run(files, overrides) or 0)
+
+
+def entry() -> None:
+    """The console script: exit with main's code."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,154 @@
+"""`frisket predict PICTURE [YAML …] checkpoint=… box=[x0,y0,x1,y1]`: masks for one picture, drawn and as COCO RLE.
+
+    frisket predict photo.jpg checkpoint=runs/finetune_decoder box=[120,80,610,540]
+    frisket predict photo.jpg checkpoint=sam_vit_b "point=[[300,200],[40,60,0]]" out=masks.png
+
+Boxes and points are original pixels of the upright picture. Several boxes are several objects; all points together are
+clicks on one object (a third number 0 marks a point that is not on it), and with a single box they refine that box.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frisket import checkpoint, config
+from frisket.errors import UserError
+from frisket.files import atomic, write_json
+from frisket.geometry import boxes_of_masks
+from frisket.kernels import rle
+from frisket.predict.picture import overlay
+from frisket.predict.predictor import Answer, Predictor
+
+YAML = (".yaml", ".yml")
+
+
+@dataclass
+class PredictConfig:
+    """What to ask and where to write.
+
+    image: the picture (or the first word of the command); checkpoint: whatever `frisket.checkpoint.load` takes; box and
+    point: see the top of this file; multimask: choose among three outputs (None: for a single click); image_size: input
+    side, the model's own when unset; out: the PNG, with the masks beside it as .json
+    (runs/predict/<picture's name>.png when empty).
+    """
+
+    image: str = ""
+    checkpoint: str = ""
+    box: list[Any] = field(default_factory=list)
+    point: list[Any] = field(default_factory=list)
+    multimask: bool | None = None
+    image_size: int | None = None
+    device: str = "auto"
+    out: str = ""
+
+
+def run(files: list[str], overrides: list[str]) -> int:
+    """Answer the prompts, write the PNG and the JSON, print a line per mask; return the exit code."""
+    yamls = [file for file in files if Path(file).suffix.lower() in YAML]
+    pictures = [file for file in files if file not in yamls]
+    settings = config.load(PredictConfig, yamls, overrides)
+    if len(pictures) > 1:
+        raise UserError(f"predict takes one picture, not {len(pictures)} ({', '.join(pictures)}): run it once for each")
+    image = Path(pictures[0] if pictures else settings.image)
+    if not pictures and not settings.image:
+        raise UserError("predict needs a picture: frisket predict photo.jpg checkpoint=… box=[x0,y0,x1,y1]")
+    if not settings.checkpoint:
+        raise UserError("predict needs checkpoint=…: a run folder, a checkpoint file or a model name")
+    out = Path(settings.out) if settings.out else Path("runs/predict") / f"{image.stem}.png"
+    if out.suffix.lower() != ".png":
+        raise UserError(f"out={out} must end in .png: the masks go beside it as .json")
+    boxes, points, labels = _boxes(settings.box), *_points(settings.point)
+    if not boxes and not points:
+        raise UserError("predict needs a prompt: box=[x0,y0,x1,y1] or point=[x,y], in pixels of the picture")
+    if points and len(boxes) > 1:
+        raise UserError(
+            f"the points belong to one object, but there are {len(boxes)} boxes: give one box, or no points"
+        )
+    if not image.is_file():  # before seconds go into loading the model
+        raise UserError(f"there is no picture at {image}: give the path of a JPEG, PNG or another picture")
+
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = Predictor(checkpoint.load(settings.checkpoint, device=device), image_size=settings.image_size)
+    predictor.set_image(image)
+    answer = predictor.predict(
+        points=points or None, labels=labels or None, boxes=boxes or None, multimask=settings.multimask
+    )
+
+    records = describe(answer, boxes, points, labels)
+    write_json(
+        out.with_suffix(".json"),
+        {
+            "image": str(image),
+            "size": list(predictor.frame.original),
+            "checkpoint": settings.checkpoint,
+            "model": predictor.sam.name,
+            "masks": records,
+        },
+    )
+    drawn = overlay(
+        predictor.image,
+        answer.masks,
+        boxes=torch.tensor(boxes) if boxes else None,
+        points=torch.tensor(points) if points else None,
+        labels=torch.tensor(labels) if labels else None,
+        captions=[f"IoU {record['predicted_iou']:.2f}" for record in records],
+    )
+    with atomic(out) as tmp:
+        drawn.save(tmp, format="PNG")
+    for number, record in enumerate(records):
+        print(f"mask {number}: {record['area']} px, predicted IoU {record['predicted_iou']:.3f}")
+    print(f"picture: {out}   masks (COCO RLE): {out.with_suffix('.json')}")
+    return 0
+
+
+def describe(
+    answer: Answer, boxes: list[list[float]], points: list[list[float]], labels: list[int]
+) -> list[dict[str, Any]]:
+    """One record per mask: prompt, segmentation (COCO RLE), area, bbox (xywh), predicted_iou; original pixels."""
+    masks = answer.masks.cpu()
+    corners = boxes_of_masks(masks)
+    records = []
+    for number, mask in enumerate(masks):
+        prompt: dict[str, Any] = {"box": boxes[number]} if boxes else {}
+        if points:
+            prompt |= {"points": points, "labels": labels}
+        x0, y0, x1, y1 = corners[number].tolist()
+        records.append(
+            {
+                "prompt": prompt,
+                "segmentation": rle.encode(mask.numpy()),
+                "area": int(mask.sum()),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "predicted_iou": float(answer.iou[number]),
+            }
+        )
+    return records
+
+
+def _boxes(given: list[Any]) -> list[list[float]]:
+    """One box or a list of boxes -> list of boxes."""
+    if given and not isinstance(given[0], list):
+        given = [given]
+    return [_numbers(box, (4,), "box", "box=[x0,y0,x1,y1]") for box in given]
+
+
+def _points(given: list[Any]) -> tuple[list[list[float]], list[int]]:
+    """One point or a list of points -> points, labels."""
+    if given and not isinstance(given[0], list):
+        given = [given]
+    rows = [
+        _numbers(point, (2, 3), "point", "point=[x,y] (or [x,y,0] for a point beside the object)") for point in given
+    ]
+    for row in rows:
+        if len(row) == 3 and row[2] not in (0, 1):
+            raise UserError(f"point {row} has label {row[2]:g}: 1 is on the object, 0 beside it")
+    return [row[:2] for row in rows], [int(row[2]) if len(row) == 3 else 1 for row in rows]
+
+
+def _numbers(given: Any, sizes: tuple[int, ...], what: str, example: str) -> list[float]:
+    good = isinstance(given, list) and len(given) in sizes and all(type(v) in (int, float) for v in given)
+    if not good:
+        raise UserError(f"{what} {given} is not understood: write {example}")
+    return [float(v) for v in given]

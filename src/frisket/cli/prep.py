@@ -1,0 +1,16 @@
+"""frisket prep YAML… key=value…: turn photographs and masks into checked, indexed shards (or store embeddings).
+
+    frisket prep configs/prep_bsds500.yaml inputs=/data/BSDS500 split=val out=data/bsds500/val
+
+Everything it does is in `frisket.prep.run`; here the configuration is read.
+"""
+
+from frisket import config
+from frisket.prep.records import PrepConfig
+from frisket.prep.run import prep
+
+
+def run(files: list[str], overrides: list[str]) -> int:
+    """Load PrepConfig from YAML `files` and `key=value` overrides and run it. Returns 0; raises UserError."""
+    prep(config.load(PrepConfig, files, overrides))
+    return 0

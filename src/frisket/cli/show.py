@@ -1,0 +1,28 @@
+"""`frisket show YAML… key=value…`: print the resolved configuration, defaults included; nothing is run.
+
+The schema is found from the keys: `recipe:` is a training run, `source:` a preparation, anything else an evaluation.
+"""
+
+import importlib
+from collections.abc import Sequence
+
+from frisket import config as settings
+from frisket.cli.train import recipe_module
+from frisket.errors import UserError
+
+
+def run(files: Sequence[str], overrides: Sequence[str]) -> int:
+    """Print the configuration as YAML. Raises UserError for an unknown key or recipe."""
+    if not files and not overrides:
+        raise UserError("nothing to show: give a YAML, e.g. frisket show configs/distill_lightening.yaml")
+    print(settings.show(settings.load(schema(files, overrides), files, overrides)), end="")
+    return 0
+
+
+def schema(files: Sequence[str], overrides: Sequence[str]) -> type:
+    """Return the config dataclass that these sources fill."""
+    if settings.peek(files, overrides, "recipe"):
+        return recipe_module(files, overrides).Config
+    if settings.peek(files, overrides, "source"):
+        return importlib.import_module("frisket.cli.prep").PrepConfig
+    return importlib.import_module("frisket.cli.eval").EvalConfig

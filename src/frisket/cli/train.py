@@ -1,0 +1,228 @@
+"""`frisket train YAML… key=value…`: config -> recipe + data + Trainer -> fit. Starting again continues.
+
+    frisket train configs/distill_lightening.yaml configs/on/a100.yaml optim.lr=4e-4
+
+The run folder is out/name (see frisket.engine.rundir). The newest checkpoint there decides where to go on; `init_from`
+counts only when there is none. Exit code 75: stopped on request, with a checkpoint (slurm/env.sh then requeues).
+"""
+
+import contextlib
+import importlib
+import logging
+import pkgutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from frisket import checkpoint, recipes
+from frisket import config as settings
+from frisket.callbacks import Gallery, Progress, Samples, Throughput, say
+from frisket.data.module import ShardData
+from frisket.engine import signals
+from frisket.engine.preempt import EXIT_PREEMPTED, Preempt, Stopped
+from frisket.engine.rundir import CsvLog, RunDir, wandb_log
+from frisket.engine.save import AtomicIO, KeepLast
+from frisket.engine.strategy import exits_for_all, place
+from frisket.errors import UserError, nearest
+from frisket.recipes.base import Recipe, RecipeConfig
+
+
+def run(files: Sequence[str], overrides: Sequence[str]) -> int:
+    """Train until trainer.max_steps, or until asked to stop. Returns the exit code; raises UserError."""
+    with signals.held():
+        module = recipe_module(files, overrides)
+        config: RecipeConfig = settings.load(module.Config, files, overrides)
+        check(config)
+        folder = RunDir(Path(config.out) / (config.name or config.recipe))
+        folder.open()
+        try:
+            return _train(module.Module, config, folder)
+        finally:
+            folder.close()
+
+
+def recipe_module(files: Sequence[str], overrides: Sequence[str]) -> Any:
+    """Return the module frisket.recipes.<recipe> named by the config. Raises UserError for an unknown name."""
+    name = settings.peek(files, overrides, "recipe")
+    known = [m.name for m in pkgutil.iter_modules(recipes.__path__) if m.name not in ("base", "interactive")]
+    if not name:
+        raise UserError(f"no recipe is named: give a YAML with 'recipe: …' ({nearest('', known)})")
+    if name not in known:
+        raise UserError(f"recipe '{name}' does not exist: {nearest(str(name), known)}")
+    return importlib.import_module(f"frisket.recipes.{name}")
+
+
+def check(config: RecipeConfig) -> None:
+    """Refuse values that would fail later and less clearly. Raises UserError."""
+    t, log = config.trainer, config.log
+    for key, value in {
+        "trainer.max_steps": t.max_steps,
+        "trainer.accumulate": t.accumulate,
+        "trainer.checkpoint_every": t.checkpoint_every,
+        "trainer.log_every": t.log_every,
+    }.items():
+        if value < 1:
+            raise UserError(f"{key}={value} must be 1 or more")
+    log.wandb = {"False": "off", "True": "auto"}.get(log.wandb, log.wandb)  # YAML reads a bare off as false
+    if log.wandb not in ("auto", "online", "offline", "off"):
+        raise UserError(f"log.wandb={log.wandb} must be one of auto, online, offline, off")
+
+
+def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
+    _quiet()
+    t = config.trainer
+    done = folder.finished()
+    if done and done["step"] >= t.max_steps:
+        say(
+            f"{folder.path} is finished (step {done['step']}): {folder.model}. "
+            "Raise trainer.max_steps to go on, or set name=… for another run."
+        )
+        return 0
+    if t.threads:
+        torch.set_num_threads(t.threads)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    resume = checkpoint.newest(folder.path)
+    _remember(config, folder, resume)
+    recipe = module(config)
+    data = ShardData(config.data)
+    preempt = Preempt(folder.checkpoints)
+    trainer = _trainer(config, folder, resume, preempt)
+    if signals.asked():  # nothing is lost yet; a later start finds the same state
+        say("asked to stop before the first step")
+        return EXIT_PREEMPTED
+    with contextlib.suppress(Stopped):  # inside validation; preempt.left says where
+        trainer.fit(
+            recipe, datamodule=data, ckpt_path=resume, weights_only=True if resume and resume.is_file() else None
+        )
+    _finalize(trainer)
+    if preempt.left is not None:
+        trainer.strategy.barrier("frisket.left")
+        say(f"stopped on request at step {preempt.left}; the same command goes on from there")
+        return EXIT_PREEMPTED if exits_for_all(trainer.strategy.cluster_environment, trainer.global_rank) else 0
+    _finish(trainer, recipe, folder)
+    trainer.strategy.barrier("frisket.finished")
+    return 0
+
+
+def _trainer(config: RecipeConfig, folder: RunDir, resume: Path | None, preempt: Preempt) -> L.Trainer:
+    t, log = config.trainer, config.log
+    where = place(
+        accelerator=t.accelerator,
+        devices=t.devices,
+        num_nodes=t.num_nodes,
+        strategy=t.strategy,
+        images_per_gpu=config.data.images_per_gpu,
+    )
+    where["plugins"] = [*where["plugins"], AtomicIO()]
+    speed = Throughput(t.log_every)
+    callbacks: list[L.Callback] = [speed, KeepLast(folder.checkpoints, t.checkpoint_every)]
+    if log.samples:
+        callbacks.append(Samples(folder.path))
+    validate = config.data.val is not None
+    if validate and log.gallery_every and log.gallery_images:
+        callbacks.append(Gallery(folder.path / "gallery", log.gallery_every, log.gallery_images))
+    return L.Trainer(
+        **where,
+        precision=t.precision,  # type: ignore[arg-type]
+        max_steps=t.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=t.accumulate,
+        gradient_clip_val=t.clip or None,
+        check_val_every_n_epoch=None,
+        val_check_interval=min(t.val_every or t.max_steps, t.max_steps) * t.accumulate,
+        limit_val_batches=1.0 if validate else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=t.log_every,
+        deterministic=t.deterministic,
+        use_distributed_sampler=False,  # the loader splits over ranks itself, and is exact at a resume
+        enable_checkpointing=False,  # KeepLast does it
+        enable_progress_bar=False,  # Progress does it
+        enable_model_summary=False,
+        default_root_dir=folder.path,
+        logger=_loggers(config, folder, resume),
+        callbacks=[*callbacks, preempt, Progress(speed, t.log_every)],
+    )
+
+
+def _loggers(config: RecipeConfig, folder: RunDir, resume: Path | None) -> list[Any]:
+    loggers: list[Any] = [CsvLog(folder.path / "metrics.csv", _step(resume))]
+    if rank_zero_only.rank == 0:
+        wandb, sentence = wandb_log(
+            folder, mode=config.log.wandb, project=config.log.project, config=settings.flatten(config)
+        )
+        say(sentence)
+        loggers += [wandb] if wandb else []
+    return loggers
+
+
+def _step(resume: Path | None) -> int:
+    """The optimizer step of a checkpoint file or DeepSpeed folder (0 for none)."""
+    if resume is None:
+        return 0
+    file = resume
+    if resume.is_dir():
+        file = next(iter(sorted(resume.glob("*/mp_rank_00_model_states.pt"))))
+    return int(torch.load(file, map_location="cpu", mmap=True, weights_only=resume.is_file())["global_step"])
+
+
+@rank_zero_only
+def _remember(config: RecipeConfig, folder: RunDir, resume: Path | None) -> None:
+    """Say what happens, name the settings that changed since the last start, and save the config."""
+    say(f"{config.recipe}: {folder.path}, " + (f"continuing from {resume}" if resume else "from the start"))
+    if resume and folder.config.exists():
+        before, now = _flat(settings.read(folder.config)), settings.flatten(config)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                say(f"  changed since the last start: {key}: {before.get(key)} -> {now.get(key)}")
+    settings.save(config, folder.config)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, inner in tree.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir) -> None:
+    """Write model.pt and the summary (rank 0), and say where they are."""
+    if not trainer.is_global_zero:
+        return
+    last = folder.checkpoints / "last.ckpt"
+    # inside DeepSpeed the module may be bf16; its checkpoint folder holds the fp32 weights
+    sam = checkpoint.load(last) if last.is_dir() else recipe.sam
+    provenance = {
+        "recipe": recipe.config.recipe,
+        "run": folder.path.name,
+        "step": trainer.global_step,
+        "seed": recipe.config.seed,
+    }
+    checkpoint.save(sam, folder.model, provenance=provenance)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    folder.finish(trainer.global_step, metrics)
+    scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val/"))
+    say(f"finished at step {trainer.global_step}: {folder.model}" + (f"  {scores}" if scores else ""))
+
+
+def _finalize(trainer: L.Trainer) -> None:
+    """Close W&B before any requeue: Slurm kills the step soon after."""
+    for logger in trainer.loggers:
+        if trainer.is_global_zero and hasattr(logger, "close"):
+            logger.close()
+
+
+def _quiet() -> None:
+    """Silence Lightning's tips and the warnings that do not apply to us; its errors stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*in eval mode at the start.*", ".*isinstance.treespec.*",
+        ".*Checkpoint directory.*",
+        ".*`srun` command is available.*",
+        ".*is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)

@@ -1,0 +1,287 @@
+"""From shards to batches, as a LightningDataModule.
+
+Use     data = ShardData(DataConfig(train="data/train", val="data/val", image_size=1024)); trainer.fit(module, data)
+        the Trainer needs use_distributed_sampler=False (the loaders divide the samples themselves)
+Modes   indexed (local tars): exact, elastic resume. Streaming (`pipe:`, URLs, or streaming=true): shards drawn at
+        random through webdataset, `epoch_images` per epoch; a resumed run draws a new stream.
+Source  our choice.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from frisket.data import sa1b
+from frisket.data.embeddings import Stamp, StoredEmbeddings, available
+from frisket.data.sampler import ElasticLoader, ElasticSampler, Failure, Loader, OnceSampler, Ticket
+from frisket.data.shards import IndexedShards, expand, is_remote
+from frisket.data.stream import StreamLoader
+from frisket.errors import UserError
+from frisket.sample import Batch, Sample
+
+log = logging.getLogger(__name__)
+
+SKIP_LIMIT = 100  # bad samples in a row; more than that is a bad shard
+
+
+@dataclass
+class DataConfig:
+    """Where samples come from and how they are drawn.
+
+    train, val: folder, glob, brace pattern, comma list, or (train only) `pipe:`/URL. masks_per_image: 0 = all.
+    min_area: original pixels. max_area_fraction: SAM leaves out masks over 90 % of the image. shuffle_window: shards
+    shuffled together. embeddings: null, "auto" (use the default folder when there is one) or a folder; training only.
+    on_bad_sample: stop, or skip (log it and take the next sample). streaming: null = only for remote shards.
+    epoch_images: samples per epoch when streaming. stream_buffer: samples held for shuffling, per worker.
+    """
+
+    train: str | None = None
+    val: str | None = None
+    images_per_gpu: int = 1
+    masks_per_image: int = 16
+    image_size: int = 1024
+    workers: int = 4
+    shuffle_window: int = 4
+    seed: int = 0
+    min_area: float = 0.0
+    max_area_fraction: float = 0.9
+    embeddings: str | None = None
+    on_bad_sample: str = "stop"
+    streaming: bool | None = None
+    epoch_images: int | None = None
+    stream_buffer: int = 256
+
+
+# ---------------------------------------------------------------- batch
+
+
+class LoaderBatch(Batch):
+    """A Batch that knows how torch pins and Lightning moves it (Frames are frozen, so generic code refuses them)."""
+
+    def pin_memory(self) -> "LoaderBatch":
+        """All tensors in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "LoaderBatch":
+        """All tensors on `device`; from pinned memory without waiting, which Lightning does not ask for by itself."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "LoaderBatch":
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{k: function(v) for k, v in fields.items() if isinstance(v, Tensor)})
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples (at least one) -> Batch: images padded with zeros right and bottom, objects flat. N may be 0."""
+    side = samples[0].frame.side
+    images = torch.zeros(len(samples), 3, side, side, dtype=torch.uint8)
+    for slot, sample in zip(images, samples, strict=True):
+        height, width = sample.image.shape[1:]
+        slot[:, :height, :width] = sample.image
+    counts = torch.tensor([len(sample.masks) for sample in samples])
+    embeddings = [sample.embedding for sample in samples if sample.embedding is not None]
+    return LoaderBatch(
+        keys=[sample.key for sample in samples],
+        images=images,
+        masks=torch.cat([sample.masks for sample in samples]),
+        boxes=torch.cat([sample.boxes for sample in samples]),
+        areas=torch.cat([sample.areas for sample in samples]),
+        image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
+        frames=[sample.frame for sample in samples],
+        sizes=torch.tensor([sample.frame.size for sample in samples]),
+        embedding=torch.stack(embeddings) if len(embeddings) == len(samples) else None,
+    )
+
+
+def collate_or_fail(samples: list[Sample | Failure]) -> Batch | Failure:
+    """`collate`, or the first Failure among the samples."""
+    failures = [sample for sample in samples if isinstance(sample, Failure)]
+    return failures[0] if failures else collate([sample for sample in samples if isinstance(sample, Sample)])
+
+
+# ---------------------------------------------------------------- samples
+
+
+class Decoded(Dataset):
+    """Tickets to Samples. What is drawn from a sample depends on (seed, epoch, index) alone, not on the worker.
+
+    skip: a bad sample is replaced by the next good one, without its masks unless `refill` (validation must not count
+    that one twice).
+    """
+
+    def __init__(
+        self,
+        shards: IndexedShards,
+        decode: Callable[..., Sample],
+        *,
+        seed: int,
+        skip: bool = False,
+        refill: bool = True,
+        embeddings: StoredEmbeddings | None = None,
+    ) -> None:
+        self.shards, self.decode, self.seed, self.embeddings = shards, decode, seed, embeddings
+        self.skip, self.refill = skip, refill
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, ticket: Ticket) -> Sample | Failure:
+        index, tries = ticket.index, 0
+        while True:
+            try:
+                sample = self._read(ticket.epoch, index)
+                break
+            except UserError as error:
+                tries += 1
+                if not self.skip or tries >= min(SKIP_LIMIT, len(self)):
+                    return Failure(str(error))
+                log.warning("skipped: %s", error)
+                index = (index + 1) % len(self)
+        if ticket.repeat or (tries and not self.refill):
+            sample.masks, sample.boxes, sample.areas = sample.masks[:0], sample.boxes[:0], sample.areas[:0]
+        return sample
+
+    def _read(self, epoch: int, index: int) -> Sample:
+        rng = np.random.default_rng([self.seed, epoch, index])
+        sample = self.decode(self.shards[index], rng=rng)
+        if self.embeddings is not None:
+            sample.embedding = self.embeddings.fetch(index, sample.frame)
+        return sample
+
+
+# ---------------------------------------------------------------- module
+
+
+class ShardData(L.LightningDataModule):
+    """Training and validation loaders of one DataConfig.
+
+    stamp: the teacher that stored embeddings must come from (None: any one teacher). Rank and world come from the
+    attached trainer. Raises UserError for missing shards, settings that contradict each other, and, while iterating,
+    for a sample that cannot be used (naming shard and key).
+    """
+
+    def __init__(self, config: DataConfig, stamp: Stamp | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.stamp = stamp
+        if config.on_bad_sample not in ("stop", "skip"):
+            raise UserError(f"data.on_bad_sample={config.on_bad_sample} is unknown; it is stop or skip")
+        if config.image_size % 16 or config.image_size <= 0:
+            raise UserError(f"data.image_size={config.image_size} must be a positive multiple of 16")
+        if config.images_per_gpu < 1:
+            raise UserError(f"data.images_per_gpu={config.images_per_gpu} must be at least 1")
+
+    @functools.cached_property
+    def train_tars(self) -> list[Path | str]:
+        """The training shards. Raises UserError when there are none."""
+        if not self.config.train:
+            raise UserError("data.train is not set; name the folder or pattern of the training shards")
+        return expand(self.config.train)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether training streams instead of reading by index."""
+        remote = any(is_remote(tar) for tar in self.train_tars)
+        if self.config.streaming is False and remote:
+            raise UserError(f"data.train={self.config.train} is remote and can only be streamed; drop streaming=false")
+        return bool(self.config.streaming) or remote
+
+    @functools.cached_property
+    def train_shards(self) -> IndexedShards:
+        """The training shards by index."""
+        return IndexedShards(self.train_tars)
+
+    @property
+    def train_images(self) -> int:
+        """Samples in an epoch of the whole job."""
+        return int(self.config.epoch_images or 0) if self.streaming else len(self.train_shards)
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether training batches will carry stored teacher embeddings."""
+        if self.config.embeddings == "auto":
+            return not self.streaming and available(self.train_tars)
+        return self.config.embeddings is not None
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _decode(self) -> Callable[..., Sample]:
+        c = self.config
+        return functools.partial(
+            sa1b.decode,
+            image_size=c.image_size,
+            masks_per_image=c.masks_per_image,
+            min_area=c.min_area,
+            max_area_fraction=c.max_area_fraction,
+        )
+
+    def train_dataloader(self) -> ElasticLoader | StreamLoader:
+        """Shuffled, endless over epochs, stateful."""
+        c, (rank, world) = self.config, self._place()
+        skip, pin = c.on_bad_sample == "skip", torch.cuda.is_available()
+        if self.streaming:
+            return self._stream(rank, world, skip, pin)
+        stored = None
+        if self.has_embeddings:
+            folder = None if c.embeddings == "auto" else Path(str(c.embeddings))
+            stored = StoredEmbeddings(self.train_shards, folder, self.stamp)
+        dataset = Decoded(self.train_shards, self._decode(), seed=c.seed, skip=skip, embeddings=stored)
+        sampler = ElasticSampler(
+            self.train_shards.counts.tolist(),
+            batch_size=c.images_per_gpu,
+            rank=rank,
+            world=world,
+            seed=c.seed,
+            window=c.shuffle_window,
+        )
+        return ElasticLoader(dataset, sampler, collate=collate_or_fail, workers=c.workers, pin=pin)
+
+    def _stream(self, rank: int, world: int, skip: bool, pin: bool) -> StreamLoader:
+        c = self.config
+        if c.embeddings not in (None, "auto"):
+            raise UserError("data.embeddings needs shards read by index; copy the shards here or set it to null")
+        if not c.epoch_images or c.epoch_images < c.images_per_gpu * world:
+            raise UserError(
+                f"data.epoch_images={c.epoch_images} must be set for streaming, to at least one global batch "
+                f"({world} ranks x {c.images_per_gpu} images)"
+            )
+        return StreamLoader(
+            [str(tar) for tar in self.train_tars],
+            self._decode(),
+            collate=collate_or_fail,
+            batch_size=c.images_per_gpu,
+            epoch_images=c.epoch_images,
+            rank=rank,
+            world=world,
+            seed=c.seed,
+            buffer=c.stream_buffer,
+            workers=c.workers,
+            pin=pin,
+            skip=skip,
+        )
+
+    def val_dataloader(self) -> Loader | Sequence[Any]:
+        """Every validation sample once over all ranks (OnceSampler), the same masks each time; [] without data.val."""
+        c, (rank, world) = self.config, self._place()
+        if not c.val:
+            return []
+        tars = expand(c.val)
+        if any(is_remote(tar) for tar in tars):
+            raise UserError(f"data.val={c.val} is remote, but validation reads by index; copy these shards here")
+        shards = IndexedShards(tars)
+        if not len(shards):
+            raise UserError(f"data.val={c.val} holds no sample; prepare validation shards or set data.val=null")
+        dataset = Decoded(shards, self._decode(), seed=c.seed, skip=c.on_bad_sample == "skip", refill=False)
+        sampler = OnceSampler(len(shards), batch_size=c.images_per_gpu, rank=rank, world=world)
+        return Loader(dataset, sampler, collate=collate_or_fail, workers=c.workers, pin=torch.cuda.is_available())

@@ -1,0 +1,139 @@
+"""Streaming mode, for shards that cannot be read by index: `pipe:` commands and URLs, through webdataset.
+
+Each worker of each rank draws shards at random with replacement (webdataset's ResampledShards, seeded), shuffles their
+samples in a buffer, and goes on without end; an epoch is a fixed number of batches, so ranks never run out unevenly.
+Not exact on resume: a resumed run continues with the seed of a pass that was never drawn before. Our choice, after
+webdataset's own advice for uneven shards.
+"""
+
+import logging
+import random
+import tarfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import webdataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from frisket.data.sampler import Failure
+from frisket.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Stream(IterableDataset):
+    """Endless batches of one rank; `seeds` (seed, pass number, rank) and the worker's number fix what is drawn."""
+
+    def __init__(
+        self,
+        urls: list[str],
+        decode: Callable[..., Any],
+        *,
+        collate: Callable[[list], Any],
+        batch_size: int,
+        seeds: tuple[int, int, int],
+        buffer: int,
+        skip: bool,
+    ) -> None:
+        self.urls, self.decode, self.collate, self.batch_size = urls, decode, collate, batch_size
+        self.seeds, self.buffer, self.skip = seeds, buffer, skip
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        seeds = (*self.seeds, worker.id if worker else 0)
+        number = int(np.random.SeedSequence(seeds).generate_state(1)[0])
+        raws = webdataset.DataPipeline(
+            webdataset.ResampledShards(self.urls, seed=number, deterministic=True, worker_seed=lambda: 0),
+            webdataset.tarfile_to_samples(),
+            webdataset.shuffle(self.buffer, initial=self.buffer // 4, rng=random.Random(number)),
+        )
+        batch: list[Any] = []
+        try:
+            for count, raw in enumerate(raws):
+                raw["__shard__"] = raw.get("__url__", "?")
+                raw["__key__"] = raw["__key__"].rpartition("/")[2]
+                if "jpeg" in raw:
+                    raw["jpg"] = raw.pop("jpeg")
+                try:
+                    batch.append(self.decode(raw, rng=np.random.default_rng([*seeds, count])))
+                except UserError as error:
+                    if not self.skip:
+                        raise
+                    log.warning("skipped: %s", error)
+                if len(batch) == self.batch_size:
+                    yield self.collate(batch)
+                    batch = []
+        except UserError as error:
+            yield Failure(str(error))
+        except (
+            OSError,
+            ValueError,
+            tarfile.TarError,
+        ) as error:  # webdataset: a command that fails, a tar that breaks off, a bad URL
+            yield Failure(f"streaming from {self.urls[0]} (one of {len(self.urls)}) failed: {error}; check it by hand")
+
+
+class StreamLoader:
+    """`epoch_images // (batch_size * world)` batches per pass, each pass with its own seed; has Lightning's state."""
+
+    def __init__(
+        self,
+        urls: list[str],
+        decode: Callable[..., Any],
+        *,
+        collate: Callable[[list], Any],
+        batch_size: int,
+        epoch_images: int,
+        rank: int,
+        world: int,
+        seed: int,
+        buffer: int = 256,
+        workers: int = 0,
+        pin: bool = False,
+        skip: bool = False,
+    ) -> None:
+        self.stream = Stream(
+            urls,
+            decode,
+            collate=collate,
+            batch_size=batch_size,
+            seeds=(seed, 0, rank),
+            buffer=buffer,
+            skip=skip,
+        )
+        self.seed, self.rank = seed, rank
+        self.length = epoch_images // (batch_size * world)
+        self.workers, self.pin = workers, pin
+        self.passes = 0  # passes begun; each draws other shards
+        self.done = 0  # batches handed out in this pass
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        self.stream.seeds = (self.seed, self.passes, self.rank)
+        self.passes += 1
+        if not self._resumed or self.done >= self.length:
+            self.done = 0
+        self._resumed = False
+        return self._batches()
+
+    def _batches(self) -> Iterator[Any]:
+        loader = DataLoader(self.stream, batch_size=None, num_workers=self.workers, pin_memory=self.pin)
+        for batch in islice(loader, self.length - self.done):
+            if isinstance(batch, Failure):
+                raise UserError(batch.sentence)
+            self.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the run is; plain integers, equal on all ranks."""
+        return {"passes": self.passes, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue the interrupted pass's count, with samples drawn anew."""
+        self.passes, self.done = int(state["passes"]), int(state["done"])
+        self._resumed = True

@@ -1,0 +1,127 @@
+"""Source embed: a teacher's image embeddings, stored once beside prepared shards so that training need not run it.
+
+    frisket prep configs/prep_embed.yaml inputs=data/sa1b/train teacher=sam_vit_h
+
+inputs  prepared shards. out defaults to `<their folder>-embeddings`, where training looks (data.embeddings=auto).
+Unit    one shard -> `<shard>.emb.tar`, the same keys in the same order; format: frisket.data.embeddings.
+        Units run one after another on one device; for more devices, run an array (task=k/n).
+Refused a folder that already holds another teacher's embeddings, or another input side's.
+Source  storing embeddings: MobileSAM (arXiv 2306.14289), EdgeSAM (arXiv 2312.06660); the format is our choice.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from frisket import checkpoint
+from frisket.data.embeddings import Stamp, check, folder_for, pack, path_for, stamp_of
+from frisket.data.sa1b import decode
+from frisket.data.shards import IndexedShards, TarOut, expand
+from frisket.errors import UserError
+from frisket.models.sam import Sam
+from frisket.prep.records import PrepConfig, Reject, Unit, unit_name
+from frisket.sample import Sample
+
+
+def weights_digest(sam: Sam) -> str:
+    """sha256 (hex) of the image encoder's weights, names and shapes: equal exactly when its embeddings are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(sam.image_encoder.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def stamp_for(sam: Sam, image_size: int) -> Stamp:
+    """What embeddings of this teacher at input side `image_size` carry, and what training must ask for."""
+    return Stamp(weights_digest(sam), image_size)
+
+
+def shards(config: PrepConfig) -> list[Path]:
+    """The image shards. Raises UserError when one is not a local file."""
+    found = expand(config.inputs)
+    for shard in found:
+        if not isinstance(shard, Path):
+            raise UserError(f"inputs: '{shard}' is not a file; embeddings are stored beside shards on disk")
+    return [Path(shard) for shard in found]
+
+
+def default_out(config: PrepConfig) -> str:
+    """The folder training looks in. Raises UserError when the shards lie in several folders."""
+    folders = sorted({str(folder_for(shard)) for shard in shards(config)})
+    if len(folders) > 1:
+        raise UserError(f"inputs lie in {len(folders)} folders: embed one folder at a time, or give out=")
+    return folders[0]
+
+
+def units(config: PrepConfig) -> list[Unit]:
+    """One unit per image shard. Loads the teacher. Raises UserError when it is missing, or out holds another's work."""
+    if config.image_size < 16 or config.image_size % 16:
+        raise UserError(f"image_size={config.image_size} must be a multiple of 16: correct the config")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    try:
+        sam = checkpoint.load(config.teacher, device=device)
+    except (RuntimeError, AssertionError) as error:
+        if torch.device(device).type == "cpu":
+            raise
+        raise UserError(
+            f"device={config.device} cannot be used ({str(error).splitlines()[0]}): try device=cpu"
+        ) from error
+    stamp = stamp_for(sam, config.image_size)
+    found = []
+    for shard in shards(config):
+        made = path_for(shard, Path(config.out))
+        if made.is_file():
+            first = IndexedShards([made], exts=("emb",))[0]
+            check(stamp_of(first["emb"], where=str(made)), stamp, str(made))
+        marks = [shard.stat().st_size, *dataclasses.astuple(stamp)]
+        found.append(Unit(unit_name(shard.stem), str(shard), marks, (shard, sam, stamp), output=shard.stem))
+    return found
+
+
+def write(config: PrepConfig, unit: Unit, reject: Reject) -> dict[str, Any]:
+    """Embed one shard; returns {"images", "masks", "shards"}. Nothing is rejected: every image needs its embedding.
+
+    Raises UserError for a damaged record or an embedding that cannot be stored, naming shard and sample.
+    """
+    shard, sam, stamp = unit.payload
+    count = 0
+    with TarOut(path_for(shard, Path(config.out))) as out:
+        for samples in _batches(config, shard):
+            for sample, embedding in zip(samples, _embed(config, sam, samples), strict=True):
+                try:
+                    data = pack(embedding, sample.frame, stamp=stamp, dtype=config.dtype)
+                except ValueError as error:
+                    raise UserError(f"shard {shard}, sample {sample.key}: {error}; try dtype=int8") from error
+                out.write({"__key__": sample.key, "emb": data})
+                count += 1
+    assert out.record is not None
+    return {"images": count, "masks": 0, "shards": [dataclasses.asdict(out.record)]}
+
+
+def _batches(config: PrepConfig, shard: Path) -> Iterator[list[Sample]]:
+    """The shard's samples in order, decoded as training decodes them (masks are not needed; one costs little)."""
+    dataset = IndexedShards([shard])
+    rng = np.random.default_rng(0)
+    for start in range(0, len(dataset), config.batch):
+        raws = [dataset[i] for i in range(start, min(start + config.batch, len(dataset)))]
+        yield [decode(raw, image_size=config.image_size, masks_per_image=1, rng=rng) for raw in raws]
+
+
+@torch.no_grad()
+def _embed(config: PrepConfig, sam: Sam, samples: list[Sample]) -> torch.Tensor:
+    """(B, 256, S/16, S/16) float32 on the CPU."""
+    images = torch.zeros(len(samples), 3, config.image_size, config.image_size, dtype=torch.uint8)
+    for row, sample in enumerate(samples):
+        height, width = sample.frame.size
+        images[row, :, :height, :width] = sample.image
+    sizes = torch.tensor([sample.frame.size for sample in samples])
+    device = sam.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        return sam.encode(images.to(device), sizes.to(device)).float().cpu()

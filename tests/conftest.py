@@ -1,0 +1,81 @@
+"""Shared fixtures: one thread and fixed seeds everywhere, tiny shards and models, skips that say why.
+
+tiny_shards   folder with train and val shards of 64 px synthetic photographs, made by `frisket prep`'s own code
+tiny_sam      a 64 px Sam with random weights; tiny_teacher: the path of one, deeper, saved as model.pt
+data_root     $FRISKET_DATA_ROOT (real data); tests that need it skip when it is not set
+Tests marked gpu skip themselves where there is no CUDA device.
+"""
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of pytest-xdist share two cores
+
+import numpy as np
+import pytest
+import torch
+
+from frisket import checkpoint
+from frisket.models.sam import Sam
+from frisket.models.zoo import build
+from frisket.prep.records import PrepConfig
+from frisket.prep.run import prep
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> None:
+    """Every test starts from the same random states, on one thread."""
+    torch.set_num_threads(1)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_sam() -> Sam:
+    """A 64 px ViT Sam, two blocks (one windowed, one global), random weights."""
+    torch.manual_seed(0)
+    return build("sam_vit_t", image_size=64, width=48, depth=2, heads=3, global_blocks=(1,))
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model.pt of a 64 px ViT Sam with four blocks, wider than the students."""
+    torch.manual_seed(1)
+    sam = build("sam_vit_t", image_size=64, width=64, depth=4, heads=4, global_blocks=(1, 3))
+    path = tmp_path_factory.mktemp("teacher") / "model.pt"
+    checkpoint.save(sam, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train/ (16 photographs in two shards) and val/ (6 in one), synthetic, 96 px, masks of 40 px and more."""
+    folder = tmp_path_factory.mktemp("shards")
+    for split, count in (("train", 16), ("val", 6)):
+        prep(
+            PrepConfig(
+                source="synthetic", out=str(folder / split), split=split, count=count, side=96, min_area=40,
+                samples_per_shard=8, workers=1,
+            )
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets. Skips when $FRISKET_DATA_ROOT is not set or not there."""
+    value = os.environ.get("FRISKET_DATA_ROOT")
+    if not value or not Path(value).is_dir():
+        pytest.skip("needs real data: set FRISKET_DATA_ROOT to its folder")
+    return Path(value)

@@ -1,0 +1,89 @@
+"""A run stopped anywhere and started again equals one that was never stopped: losses, data, validations, weights."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from toyfit import Ask, Kill, fit
+
+from frisket.engine import signals
+from frisket.engine.rundir import read_csv
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    """The metrics file: rows with the columns that have a value."""
+    return [{k: v for k, v in row.items() if v and k != "epoch"} for row in read_csv(folder / "metrics.csv")]
+
+
+@pytest.fixture(scope="module", params=[(3, 1), (4, 1), (2, 2)], ids=["mid-epoch", "epoch-end", "accumulate"])
+def straight(request, tmp_path_factory):
+    """(settings, curve, weights) of an uninterrupted run: epochs of 4 batches, validation every 3, 4 or 2 steps."""
+    settings = {"val_every": request.param[0], "accumulate": request.param[1]}
+    folder = tmp_path_factory.mktemp("straight")
+    left, weights = fit(folder, **settings)
+    rows = curve(folder)
+    assert left is None
+    assert [int(row["step"]) for row in rows if "train/loss" in row] == list(range(1, 11))
+    every = request.param[0]
+    assert [int(row["step"]) for row in rows if "val/loss" in row] == list(range(every, 11, every))
+    return settings, rows, weights
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 3, 4, 6, 8, 9])
+def test_stop_at_a_step_and_go_on(straight, tmp_path, step, number):
+    settings, rows, weights = straight
+    left, _ = fit(tmp_path, Ask(step, number), **settings)
+    assert left == step
+    assert (tmp_path / "checkpoints" / "preempt.ckpt").exists()
+    assert fit(tmp_path, **settings) == (None, weights)
+    assert curve(tmp_path) == rows
+
+
+def test_stop_inside_validation_repeats_it_whole(straight, tmp_path):
+    settings, rows, weights = straight
+    step = settings["val_every"]
+    left, _ = fit(tmp_path, Ask(step, validating=True), **settings)
+    assert left == step
+    assert fit(tmp_path, **settings) == (None, weights)
+    assert curve(tmp_path) == rows
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 8, 9])
+def test_a_crash_after_a_step_goes_on_from_the_last_checkpoint(straight, tmp_path, step):
+    settings, rows, weights = straight
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tmp_path, Kill(step), **settings)
+    assert fit(tmp_path, **settings) == (None, weights)
+    assert curve(tmp_path) == rows
+
+
+def test_a_crash_inside_validation_repeats_it(straight, tmp_path):
+    settings, rows, weights = straight
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tmp_path, Kill(settings["val_every"] * 2, validating=True), **settings)
+    assert fit(tmp_path, **settings) == (None, weights)
+    assert curve(tmp_path) == rows
+
+
+def test_twice_in_a_row(straight, tmp_path):
+    settings, rows, weights = straight
+    assert fit(tmp_path, Ask(3), **settings)[0] == 3
+    assert fit(tmp_path, Ask(4), **settings)[0] == 4
+    assert fit(tmp_path, **settings) == (None, weights)
+    assert curve(tmp_path) == rows
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt"]  # preempt.ckpt was older
+
+
+def test_signals_are_held_back_and_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.held():
+        assert not signals.asked()
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.asked()
+        assert signals.asked()
+    assert not signals.asked()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,0 +1,131 @@
+"""A linear model, a stateful sized loader of 4 batches, and a fit that uses the engine exactly as the command line does.
+
+    fit(folder, Ask(step=5))      # SIGUSR1 to ourselves at step 5
+    fit(folder)                   # goes on
+"""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from frisket.checkpoint import newest
+from frisket.engine import signals
+from frisket.engine.preempt import Preempt, Stopped
+from frisket.engine.rundir import CsvLog, RunDir
+from frisket.engine.save import AtomicIO, KeepLast
+
+
+class Loader:
+    """Batches of one number each, epoch after epoch; `consumed` is the whole state."""
+
+    def __init__(self, length: int = 4) -> None:
+        self.length, self.consumed = length, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Any:
+        while True:
+            self.consumed += 1
+            yield torch.tensor([[float(self.consumed % 7), 1.0]])
+            if self.consumed % self.length == 0:
+                return
+
+    def state_dict(self) -> dict[str, int]:
+        return {"consumed": self.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.consumed = state["consumed"]
+
+
+class Module(L.LightningModule):
+    """Least squares with Adam, so that the optimizer's state matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        loss = (self.layer(batch) - 3).pow(2).mean()
+        self.log_dict({"train/loss": loss, "train/seen": batch[0, 0]}, on_step=True)
+        return loss
+
+    def validation_step(self, batch: torch.Tensor, index: int) -> None:
+        self.log("val/loss", self.layer(batch).mean() * (index + 1), batch_size=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+class Ask(L.Callback):
+    """Send ourselves `number` at a training step, or (`validating`) at the first validation batch of that step."""
+
+    def __init__(self, step: int, number: int = signal.SIGUSR1, validating: bool = False) -> None:
+        self.step, self.number, self.validating = step, number, validating
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self.validating and trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.validating and trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+class Kill(L.Callback):
+    """Raise out of the fit, as a crash would, right after step `step` (`validating`: inside its validation)."""
+
+    def __init__(self, step: int, validating: bool = False) -> None:
+        self.step, self.validating = step, validating
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self.validating and trainer.global_step == self.step:
+            raise RuntimeError("killed")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.validating and trainer.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+def fit(
+    folder: Path, *callbacks: L.Callback, steps: int = 10, val_every: int = 3, every: int = 2, accumulate: int = 1
+) -> tuple[int | None, list[float]]:
+    """Start or go on with the run in `folder`. Returns (step it was asked to stop at or None, the weights)."""
+    run = RunDir(folder)
+    run.open()
+    resume = newest(run.path)
+    step = torch.load(resume, weights_only=True)["global_step"] if resume else 0
+    preempt, module = Preempt(run.checkpoints), Module()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=val_every * accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=CsvLog(folder / "metrics.csv", step),
+        plugins=[AtomicIO()],
+        callbacks=[KeepLast(run.checkpoints, every), *callbacks, preempt],
+        default_root_dir=folder,
+    )
+    val = torch.utils.data.DataLoader(torch.tensor([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]))
+    with signals.held():
+        try:
+            trainer.fit(module, Loader(), val, ckpt_path=resume, weights_only=True if resume else None)
+        except Stopped:
+            pass  # inside validation: preempt.left tells
+        finally:
+            run.close()
+    return preempt.left, [float(v) for p in module.parameters() for v in p.detach().flatten()]

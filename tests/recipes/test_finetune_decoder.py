@@ -1,0 +1,109 @@
+"""finetune_decoder: one step moves the decoder alone, frozen parts keep their statistics, the loss falls."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from tinyfit import changed, compare_golden, falls, settle, snapshot
+from torch import nn
+
+from frisket import checkpoint
+from frisket.data.module import ShardData
+from frisket.errors import UserError
+from frisket.models.zoo import build
+from frisket.recipes.finetune_decoder import Config, Module
+from frisket.recipes.interactive import InteractiveConfig
+
+Fit = Callable[..., tuple[list[float], L.Trainer]]
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model.pt of a tiny Lightening Sam."""
+    torch.manual_seed(2)
+    path = tmp_path_factory.mktemp("student") / "model.pt"
+    checkpoint.save(build("lightening", image_size=64, width=48, depth=2, heads=3), path)
+    return path
+
+
+@pytest.fixture
+def recipe(tiny_shards: Path, student: Path) -> Callable[..., Module]:
+    """A function (**fields of Config) -> Module on tiny shards."""
+
+    def make(**fields: object) -> Module:
+        config = Config(init_from=str(student), **fields)  # type: ignore[arg-type]
+        settle(config, tiny_shards, lr=1e-3)
+        return Module(config)
+
+    return make
+
+
+def trained_names(module: Module, *parts: str) -> set[str]:
+    return {name for name, _ in module.sam.named_parameters() if name.startswith(parts)}
+
+
+def test_one_step_changes_the_decoder_only(recipe, fit: Fit) -> None:
+    module = recipe()
+    before = snapshot(module.sam)
+    _, trainer = fit(module, 1)
+    assert changed(before, module.sam) == trained_names(module, "mask_decoder.")
+    grouped = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert grouped == {id(p) for p in module.sam.mask_decoder.parameters()}
+
+
+def test_the_prompt_encoder_can_be_trained_too(recipe, fit: Fit) -> None:
+    module = recipe(train_prompt_encoder=True)
+    before = snapshot(module.sam)
+    fit(module, 1)
+    assert changed(before, module.sam) == trained_names(module, "mask_decoder.", "prompt_encoder.")
+
+
+@pytest.mark.parametrize("train_prompt_encoder", [False, True])
+@pytest.mark.parametrize(("clicks", "refines"), [(0, 0), (1, 1)])
+def test_every_trained_parameter_gets_a_gradient(recipe, clicks: int, refines: int, train_prompt_encoder: bool) -> None:
+    prompts = InteractiveConfig(clicks=clicks, refines=refines)
+    module = recipe(prompts=prompts, train_prompt_encoder=train_prompt_encoder)
+    batch = next(iter(ShardData(module.config.data).train_dataloader()))
+    module.training_step(batch, 0).backward()
+    assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad is None for p in module.sam.image_encoder.parameters())
+
+
+def test_batchnorm_and_dropout_of_frozen_parts_stay_still(recipe, fit: Fit) -> None:
+    """Our encoders have neither yet; a neck with both stands for the ones that will."""
+    module = recipe()
+    encoder = module.sam.image_encoder
+    encoder.neck = nn.Sequential(encoder.neck, nn.BatchNorm2d(256), nn.Dropout(0.5))
+    module.freeze(encoder)
+    before = snapshot(encoder)
+    fit(module, 2, validate=True)
+    assert changed(before, encoder) == set()  # running mean, variance and count are buffers
+    module.train()
+    assert not any(m.training for m in encoder.modules())
+    assert all(m.training for m in module.sam.mask_decoder.modules())
+
+
+def test_trained_parts_are_in_train_mode_during_fit(recipe, fit: Fit) -> None:
+    """checkpoint.load gives eval mode, and Lightning's fit keeps what it finds."""
+    module = recipe()
+    modes = []
+    module.sam.mask_decoder.register_forward_hook(
+        lambda part, *_: modes.append((part.training, module.sam.image_encoder.training))
+    )
+    fit(module, 1)
+    assert modes and set(modes) == {(True, False)}
+
+
+def test_init_from_is_needed(tiny_shards: Path) -> None:
+    config = Config()
+    settle(config, tiny_shards)
+    with pytest.raises(UserError, match="finetune_decoder needs init_from"):
+        Module(config)
+
+
+def test_loss_falls_and_repeats_the_golden_curve(recipe, fit: Fit) -> None:
+    losses, _ = fit(recipe(), 20)
+    assert falls(losses)
+    compare_golden("finetune_decoder", losses, tolerance=0.05)

@@ -1,0 +1,129 @@
+"""train_sam: everything trains, the loss falls, the curve is the one on file, validation reports both prompts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from tinyfit import changed, compare_golden, falls, settle, snapshot
+
+from frisket import checkpoint
+from frisket.data.module import ShardData
+from frisket.errors import UserError
+from frisket.models.sam import Sam
+from frisket.recipes.base import ModelSpec
+from frisket.recipes.interactive import InteractiveConfig
+from frisket.recipes.train_sam import Config, Module
+
+Fit = Callable[..., tuple[list[float], L.Trainer]]
+TINY = {"width": 48, "depth": 2, "heads": 3, "global_blocks": [1]}
+
+
+@pytest.fixture
+def recipe(tiny_shards: Path) -> Callable[..., Module]:
+    """A function (**fields of Config) -> Module on tiny shards, 64 px, two rounds."""
+
+    def make(**fields: object) -> Module:
+        config = Config(
+            **{"model": ModelSpec("sam_vit_t", TINY), "prompts": InteractiveConfig(clicks=1, refines=1), **fields}
+        )
+        settle(config, tiny_shards)
+        torch.manual_seed(0)
+        return Module(config)
+
+    return make
+
+
+def test_one_step_changes_every_parameter_and_no_buffer(recipe, fit: Fit) -> None:
+    module = recipe()
+    before = snapshot(module.sam)
+    fit(module, 1)
+    assert changed(before, module.sam) == {name for name, _ in module.sam.named_parameters()}
+
+
+@pytest.mark.parametrize(("clicks", "refines"), [(0, 0), (1, 1)])
+def test_every_trained_parameter_gets_a_gradient(recipe, clicks: int, refines: int) -> None:
+    """DDP waits for ever for a parameter that takes no part; with one round the mask prompt's encoder must be frozen."""
+    module = recipe(prompts=InteractiveConfig(clicks=clicks, refines=refines))
+    batch = next(iter(ShardData(module.config.data).train_dataloader()))
+    module.training_step(batch, 0).backward()
+    missing = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    frozen = {name for name, p in module.sam.named_parameters() if not p.requires_grad}
+    assert all(name.startswith("prompt_encoder.mask_downscaling") for name in frozen)
+    assert bool(frozen) == (clicks + refines == 0)
+
+
+def test_loss_falls_and_repeats_the_golden_curve(recipe, fit: Fit) -> None:
+    losses, _ = fit(recipe(), 20)
+    assert falls(losses)
+    compare_golden("train_sam", losses, tolerance=0.05)
+
+
+def test_the_same_seed_gives_the_same_curve(recipe, fit: Fit) -> None:
+    assert fit(recipe(), 3)[0] == fit(recipe(), 3)[0]
+    assert fit(recipe(), 3)[0] != fit(recipe(seed=1), 3)[0]
+
+
+def test_accumulated_batches_draw_differently(recipe) -> None:
+    module = recipe()
+    batches = ShardData(module.config.data).train_dataloader()
+    draws = [torch.rand(4, generator=module.generator(batch)) for batch, _ in zip(batches, range(2))]
+    assert not torch.equal(*draws)
+
+
+def test_validation_by_box_and_by_click(recipe, fit: Fit) -> None:
+    module = recipe()
+    _, trainer = fit(module, 2, validate=True)
+    metrics = trainer.callback_metrics
+    shares = [float(metrics[f"val/{what}/miou"]) for what in ("box", "click1")]
+    assert all(0 <= share <= 1 for share in shares)
+    # by hand, on the same masks
+    batches = list(ShardData(module.config.data).val_dataloader())
+    total, count = 0.0, 0
+    module.eval()
+    for batch in batches:
+        if not len(batch.masks):
+            continue
+        said = module.predict_boxes(module.sam, batch)
+        for mask, truth, image in zip(said, batch.masks, batch.image_index):
+            rows, cols = (-(-(edge - 2) // 4) for edge in batch.frames[image].size)  # cells whose centre is inside
+            mask, truth = mask[:rows, :cols], truth[:rows, :cols]
+            total += float((mask & truth).sum() / (mask | truth).sum())
+            count += 1
+    assert shares[0] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_the_checkpoint_opens_as_a_sam(recipe, fit: Fit, tmp_path: Path) -> None:
+    module = recipe()
+    _, trainer = fit(module, 1)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = checkpoint.load(tmp_path / "x.ckpt")
+    assert changed(snapshot(module.sam), loaded) == set()
+
+
+def test_init_from_wins_over_model(recipe, tiny_teacher: Path) -> None:
+    module = recipe(init_from=str(tiny_teacher))
+    assert changed(snapshot(checkpoint.load(tiny_teacher)), module.sam) == set()
+    # a loaded Sam comes in eval mode; training must not keep it there
+    assert all(part.training for part in module.sam.modules())
+
+
+def test_a_side_that_is_no_multiple_of_the_patch(tiny_shards: Path) -> None:
+    config = Config(model=ModelSpec("sam_vit_t", TINY))
+    config.data.image_size = 100
+    with pytest.raises(UserError, match=r"data\.image_size=100 must be a multiple of 16"):
+        Module(config)
+
+
+def test_flops_are_counted_without_weights(recipe) -> None:
+    module = recipe()
+    sam: Sam = module.sam
+    flops = module.model_flops_per_image()
+    tokens = 4 * 4
+    # the linear layers alone, two per multiply-add, three passes; attention, position and neck come on top
+    linear = sum(m.weight.numel() for m in sam.image_encoder.modules() if isinstance(m, torch.nn.Linear)) * tokens * 6
+    assert linear < flops < 4 * linear
+    module.freeze(sam.image_encoder)
+    assert module.model_flops_per_image() == pytest.approx(flops / 3)

@@ -1,0 +1,321 @@
+"""Every form of weights on disk comes back bit for bit; every wrong or broken file gives one sentence that says why."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from frisket import checkpoint
+from frisket.errors import UserError
+from frisket.models.sam import Sam
+from frisket.models.zoo import ENCODERS, build
+
+SMALL = {"image_size": 64, "width": 16, "depth": 1, "heads": 2, "global_blocks": (0,)}
+
+
+@pytest.fixture
+def sam() -> Sam:
+    torch.manual_seed(0)
+    return build("sam_vit_t", **SMALL)
+
+
+def record(sam: Sam) -> dict[str, object]:
+    return {"name": sam.name, "changes": sam.changes}
+
+
+def training_checkpoint(sam: Sam, step: int = 5) -> dict[str, object]:
+    """What Lightning writes for one of our recipes: the student under "sam.", other modules beside it."""
+    state = {f"sam.{key}": value for key, value in sam.state_dict().items()}
+    state["projections.0.weight"] = torch.randn(4, 4)
+    return {"frisket": record(sam), "state_dict": state, "global_step": step, "loops": {}, "epoch": 0}
+
+
+def deepspeed_folder(path: Path, sam: Sam, step: int = 5) -> Path:
+    """DeepSpeed's layout without ZeRO, as deepspeed 0.19 writes it."""
+    (path / "checkpoint").mkdir(parents=True)
+    states = training_checkpoint(sam, step)
+    states["module"] = states.pop("state_dict")
+    torch.save(states, path / "checkpoint" / "mp_rank_00_model_states.pt")
+    (path / "latest").write_text("checkpoint")
+    return path
+
+
+def same(a: Sam, b: Sam) -> bool:
+    mine, other = a.state_dict(), b.state_dict()
+    return list(mine) == list(other) and all(torch.equal(mine[key], other[key]) for key in mine)
+
+
+def test_ours_comes_back(sam: Sam, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "model.pt"
+    checkpoint.save(sam, path, provenance={"commit": "abc", "steps": 3})
+    loaded = checkpoint.load(path)
+    assert same(sam, loaded)
+    assert (loaded.name, loaded.changes) == (sam.name, sam.changes)
+    assert not loaded.training
+    content = torch.load(path, weights_only=True)
+    assert content["frisket"] == 1
+    assert content["provenance"] == {"commit": "abc", "steps": 3}
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(sam: Sam, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    checkpoint.save(sam, path)
+    before = path.read_bytes()
+    with pytest.raises(AttributeError):
+        checkpoint.save(sam, path, provenance={"cannot be pickled": lambda: None})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_lightning_file_gives_the_student_only(sam: Sam, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save(training_checkpoint(sam), path)
+    assert same(sam, checkpoint.load(path))
+
+
+def test_deepspeed_folder_without_zero(sam: Sam, tmp_path: Path) -> None:
+    assert same(sam, checkpoint.load(deepspeed_folder(tmp_path / "last.ckpt", sam)))
+
+
+WRITE_ZERO = """
+import os, sys
+os.environ.update(DS_ACCELERATOR="cpu", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+import torch, deepspeed
+from frisket import checkpoint
+folder, weights = sys.argv[1:]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.rendezvous", rank=0, world_size=1)
+module = torch.nn.Module()
+module.sam = checkpoint.load(weights)
+module.projection = torch.nn.Linear(3, 3)
+module.sam.prompt_encoder.requires_grad_(False)
+trained = [p for p in module.parameters() if p.requires_grad]
+engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, optimizer=torch.optim.AdamW(trained), config={
+    "train_batch_size": 1, "zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True})
+frisket = {"name": module.sam.name, "changes": module.sam.changes}
+engine.save_checkpoint(folder, tag="checkpoint", client_state={"frisket": frisket, "global_step": 7})
+"""
+
+
+@pytest.mark.slow
+def test_zero_folder_of_deepspeed_itself(sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install 'frisket[deepspeed]'")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    folder, weights = tmp_path / "last.ckpt", tmp_path / "model.pt"
+    checkpoint.save(sam, weights)
+    command = [sys.executable, "-c", WRITE_ZERO, str(folder), str(weights)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((folder / "checkpoint").glob("*_optim_states.pt"))
+    assert same(sam, checkpoint.load(folder))
+
+
+@pytest.mark.skipif("deepspeed" in sys.modules, reason="deepspeed is already imported")
+def test_zero_folder_without_deepspeed_says_what_to_install(
+    sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = deepspeed_folder(tmp_path / "last.ckpt", sam)
+    torch.save({}, folder / "checkpoint" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    monkeypatch.setitem(sys.modules, "deepspeed.utils.zero_to_fp32", None)  # Python's way to say "not installed"
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match=r"pip install 'frisket\[deepspeed\]'"):
+        checkpoint.load(folder)
+
+
+def meta_file(path: Path, name: str, **other: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """A .pth with the keys and shapes of `name`, each tensor one repeated value, so that the file stays small."""
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in build(name).state_dict().items()}
+    state = {key: torch.tensor([float(i)]).expand(shape) for i, (key, shape) in enumerate(shapes.items())}
+    state = {key: value for key, value in {**state, **other}.items() if value is not None}
+    torch.save(state, path)
+    return state
+
+
+def test_public_file_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A .pth with Meta's keys is found by name and recognised by its layout."""
+    path = tmp_path / "sam_vit_b_01ec64.pth"
+    state = meta_file(path, "sam_vit_b")
+    monkeypatch.setenv("FRISKET_WEIGHTS", str(tmp_path))
+    by_name = checkpoint.load("sam_vit_b")
+    assert all(torch.equal(value, state[key]) for key, value in by_name.state_dict().items())
+    assert by_name.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert checkpoint.load(path).name == "sam_vit_b"
+
+    # The same file under ViT-L's name is refused.
+    path.rename(tmp_path / "sam_vit_l_0b3195.pth")
+    with pytest.raises(UserError, match="holds 'sam_vit_b', not 'sam_vit_l'"):
+        checkpoint.load("sam_vit_l")
+
+
+def test_wrong_public_file_is_refused_with_the_first_differences(tmp_path: Path) -> None:
+    path = tmp_path / "sam_vit_b_01ec64.pth"
+    wrong = {
+        "image_encoder.pos_embed": None,
+        "image_encoder.extra": torch.zeros(1),
+        "mask_decoder.iou_token.weight": torch.zeros(2, 256),
+    }
+    meta_file(path, "sam_vit_b", **wrong)
+    with pytest.raises(UserError) as refusal:
+        checkpoint.load(path)
+    text = str(refusal.value)
+    assert "the likest is 'sam_vit_b'" in text
+    assert "missing: image_encoder.pos_embed" in text
+    assert "unexpected: image_encoder.extra" in text
+    assert "shape: mask_decoder.iou_token.weight 2x256 instead of 1x256" in text
+
+
+def test_our_file_with_other_keys_is_refused(sam: Sam, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    checkpoint.save(sam, path)
+    content = torch.load(path, weights_only=True)
+    content["changes"]["depth"] = 2
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"missing: image_encoder\.blocks\.1\.norm1\.weight.*and 11 more"):
+        checkpoint.load(path)
+
+
+def test_missing_weights_say_where_and_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FRISKET_WEIGHTS", raising=False)
+    with pytest.raises(UserError, match=r"\$FRISKET_WEIGHTS is not set.*sam_vit_h_4b8939\.pth"):
+        checkpoint.load("sam_vit_h")
+    monkeypatch.setenv("FRISKET_WEIGHTS", str(tmp_path))
+    for name, entry in ENCODERS.items():
+        with pytest.raises(UserError) as missing:
+            checkpoint.load(name)
+        assert str(tmp_path / (entry.checkpoint or f"{name}.pt")) in str(missing.value)
+    with pytest.raises(UserError, match="did you mean 'sam_vit_b'"):
+        checkpoint.load("sam_vit_bb")
+    with pytest.raises(UserError, match="there is no checkpoint at"):
+        checkpoint.load(tmp_path / "nothing" / "model.pt")
+
+
+def test_our_own_weights_by_name(sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(sam, tmp_path / "sam_vit_t.pt")
+    monkeypatch.setenv("FRISKET_WEIGHTS", str(tmp_path))
+    assert same(sam, checkpoint.load("sam_vit_t"))
+
+
+@pytest.mark.parametrize("keep", [0, 10, 5000, -100])
+def test_truncated_files_are_one_sentence(sam: Sam, tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "model.pt"
+    checkpoint.save(sam, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model\.pt"):
+        checkpoint.load(path)
+
+
+def test_other_content_is_one_sentence(sam: Sam, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    for content, said in (
+        ([1, 2], "holds a list"),
+        ({}, "holds no state dict"),
+        ({"model": {}}, "without a 'frisket' record"),
+        ({"state_dict": sam.state_dict()}, "without a 'frisket' record"),
+        ({"weight": 3}, "weight is not a tensor"),
+        ({"frisket": 2}, "format 2"),
+        ({"frisket": {"name": "sam_vit_x", "changes": {}}, "state_dict": {"sam.a": torch.zeros(1)}}, "sam_vit_x"),
+        ({"frisket": record(sam), "state_dict": {"teacher.a": torch.zeros(1)}}, "no 'sam.*' weights"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(UserError) as refusal:
+            checkpoint.load(path)
+        assert said in str(refusal.value)
+    path.write_text("no checkpoint at all")
+    with pytest.raises(UserError, match=r"x\.pt"):
+        checkpoint.load(path)
+
+
+class Harmful:
+    """Unpickling this would run code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("harm",)
+
+
+def test_code_in_a_file_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Harmful()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"holds posix\.mkdir, which is more than weights"):
+        checkpoint.load(tmp_path / "evil.pth")
+    assert not (tmp_path / "harm").exists()
+
+
+def touch(path: Path, seconds: int) -> None:
+    os.utime(path, ns=(seconds * 10**9, seconds * 10**9))
+
+
+def test_newest_goes_by_time_then_step(sam: Sam, tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.newest(tmp_path / "nowhere") is None
+    (tmp_path / "checkpoints").mkdir()
+    last, preempt = tmp_path / "checkpoints/last.ckpt", tmp_path / "checkpoints/preempt.ckpt"
+    first, second = tmp_path / "hpc_ckpt_1.ckpt", tmp_path / "hpc_ckpt_2.ckpt"
+    for path, step in ((last, 10), (preempt, 30), (first, 20), (second, 13)):
+        torch.save(training_checkpoint(sam, step), path)
+    for path, seconds in ((last, 100), (preempt, 100), (first, 100), (second, 200)):
+        touch(path, seconds)
+    assert checkpoint.newest(tmp_path) == second  # by time, although its step is lower
+    touch(second, 50)
+    assert checkpoint.newest(tmp_path) == preempt  # one time: by step
+    touch(last, 300)
+    assert checkpoint.newest(tmp_path) == last
+
+
+def test_newest_passes_over_what_a_kill_left(sam: Sam, tmp_path: Path) -> None:
+    good = tmp_path / "checkpoints/last.ckpt"
+    good.parent.mkdir()
+    torch.save(training_checkpoint(sam), good)
+    touch(good, 100)
+    (good.parent / "preempt.ckpt").write_bytes(good.read_bytes()[:-1000])
+    (tmp_path / "hpc_ckpt_1.ckpt").touch()
+    (good.parent / ".last.ckpt.77.tmp").write_bytes(good.read_bytes())
+    unfinished = deepspeed_folder(tmp_path / "hpc_ckpt_2.ckpt", sam)
+    (unfinished / "latest").unlink()
+    assert checkpoint.newest(tmp_path) == good
+    with pytest.raises(UserError, match=r"holds no model\.pt and no finished checkpoint"):
+        checkpoint.load(unfinished)
+    (unfinished / "latest").write_text("checkpoint")
+    assert checkpoint.newest(tmp_path) == unfinished
+
+
+def test_run_folder_is_its_model_or_its_newest_checkpoint(sam: Sam, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train it first"):
+        checkpoint.load(tmp_path)
+    older, newer = build("sam_vit_t", **SMALL), sam
+    (tmp_path / "checkpoints").mkdir()
+    last, model = tmp_path / "checkpoints/last.ckpt", tmp_path / "model.pt"
+    torch.save(training_checkpoint(newer), last)
+    checkpoint.save(older, model)
+    touch(last, 200)
+    touch(model, 100)
+    assert same(newer, checkpoint.load(tmp_path))
+    touch(model, 300)
+    assert same(older, checkpoint.load(tmp_path))
+    model.unlink()
+    last.unlink()
+    deepspeed_folder(last, newer)
+    assert same(newer, checkpoint.load(str(tmp_path)))
+
+
+def test_loading_leaves_the_random_numbers_alone(sam: Sam, tmp_path: Path) -> None:
+    checkpoint.save(sam, tmp_path / "model.pt")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    checkpoint.load(tmp_path / "model.pt")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_fingerprint_reads_tensors_and_shapes_and_ignores_order() -> None:
+    state = nn.Linear(2, 3).state_dict()
+    shapes = {"bias": (3,), "weight": (3, 2)}
+    assert checkpoint.fingerprint(state) == checkpoint.fingerprint(shapes)
+    assert checkpoint.fingerprint({"weight": (2, 3), "bias": (3,)}) != checkpoint.fingerprint(shapes)
+    # sha256 of "a \nb 1x2\n": a scalar has an empty dimension string.
+    expected = "51da3a0dabc333a1c181c7a8f76472e3d876d39500deda408e9c2da4c00457a1"
+    assert checkpoint.fingerprint({"b": (1, 2), "a": ()}) == expected

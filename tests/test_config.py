@@ -1,0 +1,167 @@
+"""Config: later sources win, and every mistake is one sentence that names the source, the key and the nearest right one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import MISSING
+
+from frisket import config
+from frisket.errors import UserError
+
+
+@dataclass
+class Inner:
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    blocks: list[int] = field(default_factory=lambda: [1, 2, 3])
+
+
+@dataclass
+class Schema:
+    name: str | None = None
+    steps: int = 10
+    on: bool = True
+    optim: Inner = field(default_factory=Inner)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Needy:
+    data: str = MISSING
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """A function (text, name) -> path of a YAML file."""
+
+    def make(text: str, name: str = "a.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def message(*args: Any, schema: type = Schema, **kwargs: Any) -> str:
+    """The sentence that loading raises."""
+    with pytest.raises(UserError) as caught:
+        config.load(schema, *args, **kwargs)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_later_wins_and_defaults_stay(write) -> None:
+    first, second = write("steps: 20\noptim: {lr: 8e-4}\n"), write("optim: {lr: 1}\n", "b.yaml")
+    loaded = config.load(Schema, [first, second], ["steps=30", "name=x"])
+    assert loaded == Schema(name="x", steps=30, optim=Inner(lr=1.0))
+    assert isinstance(loaded.optim, Inner) and isinstance(loaded.optim.lr, float)
+
+
+def test_exponents_are_numbers(write) -> None:
+    assert config.load(Schema, [write("optim: {lr: 8e-4}")]).optim.lr == 8e-4
+
+
+def test_lists_are_replaced_and_mappings_merge(write) -> None:
+    a, b = write("optim: {blocks: [4, 5]}\nextra: {x: 1, y: 2}"), write("extra: {y: 3}", "b.yaml")
+    loaded = config.load(Schema, [a, b], ["optim.blocks=[7]"])
+    assert loaded.optim.blocks == [7]
+    assert loaded.extra == {"x": 1, "y": 3}
+
+
+def test_unknown_key_names_file_key_and_nearest(write) -> None:
+    path = write("optim: {learning_rate: 1, lrr: 2}")
+    text = message([write("optim: {lrr: 2}", "typo.yaml")])
+    assert "typo.yaml" in text and "'optim.lrr'" in text and "did you mean 'lr'?" in text
+    assert "known: betas, blocks, lr, schedule" in message([path])
+    assert "'stepz'" in message([], ["stepz=1"]) and "did you mean 'steps'?" in message([], ["stepz=1"])
+    assert "override 'optim.scedule=cosine'" in message([], ["optim.scedule=cosine"])
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("steps=many", ["override 'steps=many'", "steps"]),
+        ("optim.lr=fast", ["optim.lr", "fast"]),
+        ("optim.schedule=cosin", ["optim.schedule", "cosine", "constant"]),
+        ("optim=3", ["optim"]),
+        ("on=perhaps", ["on", "perhaps"]),
+        ("steps.inner=3", ["steps"]),
+    ],
+)
+def test_wrong_type_names_key_and_value(override: str, parts: list[str]) -> None:
+    text = message([], [override])
+    assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", ""])
+def test_not_an_override(override: str) -> None:
+    assert "write key=value" in message([], [override])
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert "nowhere.yaml does not exist" in message(["nowhere.yaml"])
+    assert "does not exist" in message([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["steps: [1", "a: b: c", "- 1\n- 2", "just words", "3", "\t: x", "steps: 1\nsteps: 2"])
+def test_bad_yaml_names_the_file(write, text: str) -> None:
+    assert "a.yaml" in message([write(text)])
+
+
+def test_empty_file_changes_nothing(write) -> None:
+    assert config.load(Schema, [write("# only a comment\n")]) == Schema()
+
+
+def test_environment(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write('name: "${oc.env:FRISKET_TEST_X}/a-{000..003}.tar"')
+    monkeypatch.setenv("FRISKET_TEST_X", "/data")
+    assert config.load(Schema, [path]).name == "/data/a-{000..003}.tar"
+    monkeypatch.delenv("FRISKET_TEST_X")
+    text = message([path])
+    assert "a.yaml" in text and "FRISKET_TEST_X" in text and "set that environment variable" in text
+
+
+def test_an_overridden_environment_is_never_looked_up(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FRISKET_TEST_X", raising=False)
+    path = write('name: "${oc.env:FRISKET_TEST_X}"')
+    assert config.load(Schema, [path], ["name=mine"]).name == "mine"
+
+
+def test_mandatory_field_left_out() -> None:
+    assert "leaves data unset" in message([], schema=Needy)
+    assert config.load(Needy, [], ["data=x"]).data == "x"
+
+
+def test_peek_needs_no_schema(write) -> None:
+    path = write("recipe: train_sam\noptim: {lr: 1}")
+    assert config.peek([path], [], "recipe") == "train_sam"
+    assert config.peek([path], ["recipe=x"], "recipe") == "x"
+    assert config.peek([path], [], "optim.lr") == 1
+    assert config.peek([path], [], "nothing") is None
+
+
+def test_from_dict_says_where() -> None:
+    assert config.from_dict(Schema, {"steps": 3}, "model.pt") == Schema(steps=3)
+    with pytest.raises(UserError, match=r"model\.pt: unknown key 'step', did you mean 'steps'\?"):
+        config.from_dict(Schema, {"step": 3}, "model.pt")
+
+
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
+    mine = Schema(name="é x", optim=Inner(betas=(0.5, 0.6), blocks=[]), extra={"dilation": [1, 2]})
+    config.save(mine, tmp_path / "c.yaml")
+    assert config.load(Schema, [tmp_path / "c.yaml"]) == mine
+    assert config.read(tmp_path / "c.yaml")["optim"]["betas"] == [0.5, 0.6]
+
+
+def test_flatten_for_loggers() -> None:
+    flat = config.flatten(Schema())
+    assert flat["optim.lr"] == 1e-4 and flat["extra"] == {} and flat["name"] is None
+
+
+def test_keys_of_a_nested_schema() -> None:
+    assert config.keys(Schema, "optim") == ["lr", "betas", "schedule", "blocks"]
+    assert config.is_config(Schema()) and not config.is_config(Schema) and not config.is_config(3)

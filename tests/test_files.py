@@ -1,0 +1,122 @@
+"""Whole files or none: after an error, a kill -9 or a full disk, the final name never holds half a file."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from frisket.errors import UserError
+from frisket.files import atomic, write_json, write_text
+
+
+def test_success_renames_and_leaves_nothing_else(tmp_path: Path) -> None:
+    with atomic(tmp_path / "deep" / "er" / "a.bin") as tmp:
+        tmp.write_bytes(b"whole")
+        assert not (tmp_path / "deep/er/a.bin").exists()
+    assert (tmp_path / "deep/er/a.bin").read_bytes() == b"whole"
+    assert os.listdir(tmp_path / "deep/er") == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_error_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(error), atomic(path) as tmp:
+        tmp.write_text("half")
+        raise error("stop")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        with atomic(tmp_path / "run") as tmp:
+            tmp.mkdir()
+            (tmp / content).write_text(content)
+    assert os.listdir(tmp_path) == ["run"]
+    assert os.listdir(tmp_path / "run") == ["two"]
+
+
+def test_a_failed_folder_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), atomic(tmp_path / "run") as tmp:
+        tmp.mkdir()
+        (tmp / "half").write_text("half")
+        raise ValueError
+    assert os.listdir(tmp_path) == []
+
+
+def test_json_is_readable_and_ends_with_a_newline(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": [1, 2], "a": "é"})
+    text = (tmp_path / "a.json").read_text()
+    assert text.index('"b"') < text.index('"a"')
+    assert text.endswith("}\n")
+
+
+def test_kill_9_leaves_no_final_file(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    code = (
+        "import sys, time\nfrom frisket.files import atomic\n"
+        "with atomic(sys.argv[1]) as tmp:\n    tmp.write_bytes(b'half'); print('ready', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait(timeout=10)
+    assert not path.exists()
+    assert list(tmp_path.glob("*.tar")) == []  # the leftover is hidden and ends in .tmp, so globs pass it by
+    write_text(path, "whole")
+    assert path.read_text() == "whole"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A 256 KiB tmpfs."""
+    place = tmp_path / "small"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+    yield place
+    # lazy: the traceback of the error under test may still hold the removed file open
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount a tmpfs")
+
+
+@needs_root
+def test_full_disk_is_one_sentence_and_leaves_nothing(small_disk: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"disk is full while writing .*big\.bin"),
+        atomic(small_disk / "big.bin") as tmp,
+    ):
+        tmp.write_bytes(b"x" * 1_000_000)
+    assert os.listdir(small_disk) == []
+
+
+@needs_root
+def test_full_disk_inside_torch_save(small_disk: Path) -> None:
+    """torch's zip writer hides the errno in a RuntimeError."""
+    with (
+        pytest.raises(UserError, match=r"disk is full while writing .*model\.pt"),
+        atomic(small_disk / "model.pt") as tmp,
+    ):
+        torch.save({"weights": torch.zeros(1_000_000)}, tmp)
+    assert os.listdir(small_disk) == []
+
+
+@needs_root
+def test_full_disk_keeps_the_old_file(small_disk: Path) -> None:
+    write_text(small_disk / "a.txt", "old")
+    with pytest.raises(UserError):
+        write_text(small_disk / "a.txt", "x" * 1_000_000)
+    assert (small_disk / "a.txt").read_text() == "old"
+    assert os.listdir(small_disk) == ["a.txt"]
