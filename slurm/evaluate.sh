@@ -12,4 +12,4 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 source "${SLURM_SUBMIT_DIR:-$PWD}/slurm/env.sh"
-launch frisket eval configs/evaluate.yaml "$@"
+launch frisket eval configs/eval_miou.yaml "$@"

@@ -60,7 +60,7 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with train/ (16 photographs in two shards) and val/ (6 in one), synthetic, 96 px, masks of 40 px and more."""
+    """Folder with train/ (16 photographs in two shards) and val/ (6 in one): synthetic, 96 px, masks from 40 px."""
     folder = tmp_path_factory.mktemp("shards")
     for split, count in (("train", 16), ("val", 6)):
         prep(

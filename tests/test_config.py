@@ -1,4 +1,4 @@
-"""Config: later sources win, and every mistake is one sentence that names the source, the key and the nearest right one."""
+"""Config: later sources win; every mistake is one sentence with the source, the key and the nearest right one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,7 @@
 """A toy run for tests: drawn shards, a 64 px Sam of two blocks, and the command line in a subprocess.
 
-    data = toy_shards(tmp_path / "data")
-    done = frisket("train", *toy_run(data, out=tmp_path, max_steps=6))
+data = toy_shards(tmp_path / "data")
+done = frisket("train", *toy_run(data, out=tmp_path, max_steps=6))
 """
 
 import os
@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 def toy_shards(folder: Path, count: int = 12, split: str = "train", per_shard: int = 5) -> Path:
     """Write `count` drawn pictures of 96 px as WebDataset tars into `folder` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = PrepConfig(source="synthetic", out=str(folder), count=count, side=96, split=split, samples_per_shard=per_shard)
+    config = PrepConfig(
+        source="synthetic", out=str(folder), count=count, side=96, split=split, samples_per_shard=per_shard
+    )
     for unit in units(config):
         with webdataset.TarWriter(str(folder / f"{split}-{unit.name}.tar")) as writer:
             for record in records(config, unit, lambda *reason: None):

@@ -84,7 +84,7 @@ class Throughput(L.Callback):
         self._work += time.perf_counter() - self._started
         self._images += batch.num_images
         step = trainer.global_step
-        if step % self.every or step == self._logged:
+        if not step or step % self.every or step == self._logged:  # step 0: batches still accumulate
             return
         self._logged = step
         seconds = max(self._wait + self._work, 1e-9)
@@ -128,7 +128,7 @@ class Progress(L.Callback):
     ) -> None:
         """Print at every `every` steps, at the first and at the last."""
         step = trainer.global_step
-        due = step % self.every == 0 or step in (self._begin[0] + 1, trainer.max_steps)
+        due = (step and step % self.every == 0) or step in (self._begin[0] + 1, trainer.max_steps)
         if trainer.is_global_zero and due and step != self._shown:
             self._shown = step
             loss = outputs["loss"] if isinstance(outputs, dict) else outputs
@@ -187,7 +187,7 @@ class Gallery(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Draw when the step is due."""
         step = trainer.global_step
-        if trainer.is_global_zero and step % self.every == 0 and step != self._drawn:
+        if trainer.is_global_zero and step and step % self.every == 0 and step != self._drawn:
             self._drawn = step
             self.draw(trainer, pl_module, step)
 

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from frisket.errors import UserError, nearest
 from frisket.files import atomic
@@ -47,6 +46,16 @@ def fingerprint(state: Shapes) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 (hex) of a module's weights, names and shapes: equal exactly when what it computes is."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Sam:
     """A Sam with stored weights, in eval mode, on `device`. See the top of this file for what is accepted.
 
@@ -60,7 +69,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Sam:
     name, changes, state = _read(path)
     if text in ENCODERS and name != text:
         raise UserError(f"{path} holds '{name}', not '{text}': put the right file there or load it by its path")
-    with torch.random.fork_rng(devices=[]), _NoRandom():  # loading must not move the caller's random numbers
+    with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
         sam = build(name, **changes)
     _check(sam.state_dict(), state, f"{path} is not a '{name}'")
     sam.load_state_dict(state, strict=True)
@@ -98,15 +107,6 @@ def newest(run_dir: Path | str) -> Path | None:
     tied = [path for path in found if _modified(path) == latest]
     # Steps are read only to break a tie: opening a big checkpoint costs time at every start.
     return tied[0] if len(tied) == 1 else max(tied, key=_step)
-
-
-class _NoRandom(TorchFunctionMode):
-    """Skips random filling of fresh parameters: a strict load overwrites every one, and ViT-H has 641 M."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.uniform_, Tensor.normal_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -2,9 +2,9 @@
 
     config = load(TrainConfig, ["configs/distill_lightening.yaml", "configs/on/a100.yaml"], ["optim.lr=1e-4"])
 
-The only module that imports OmegaConf (https://omegaconf.readthedocs.io), used as the merge engine: the dataclass is the
-truth. A list in a later source replaces the earlier one; mappings merge. Unknown keys are refused with the nearest right
-one. Open mappings (`dict[str, Any]`, used for an encoder's own settings) are checked by whoever reads them.
+The only module that imports OmegaConf (https://omegaconf.readthedocs.io), used as the merge engine: the dataclass is
+the truth. A list in a later source replaces the earlier one; mappings merge. Unknown keys are refused with the nearest
+right one. Open mappings (`dict[str, Any]`, used for an encoder's own settings) are checked by whoever reads them.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Whole files or none: write under a temporary name in the same folder, then rename.
 
-    with atomic(path) as tmp:
-        tmp.write_bytes(data)
+with atomic(path) as tmp:
+    tmp.write_bytes(data)
 """
 
 import contextlib
@@ -44,12 +44,16 @@ def atomic(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         _remove(tmp)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full while writing {path}: free some space or choose another folder") from error
+            raise UserError(
+                f"the disk is full while writing {path}: free some space or choose another folder"
+            ) from error
         raise
     except BaseException as error:
         _remove(tmp)
         if disk_full(error):
-            raise UserError(f"the disk is full while writing {path}: free some space or choose another folder") from error
+            raise UserError(
+                f"the disk is full while writing {path}: free some space or choose another folder"
+            ) from error
         raise
 
 

@@ -1,7 +1,7 @@
 """Where pixels are: the Frame between a photograph and the model's input, resizing, boxes and mask overlap.
 
-Three frames, named everywhere: *original* (the photograph), *input* (longest side scaled to S, then zero-padded right and
-bottom to S x S) and *grid* (S/4 x S/4 over the padded input: the mask decoder's own resolution). Points and boxes are
+Three frames, named everywhere: *original* (the photograph), *input* (longest side scaled to S, then zero-padded right
+and bottom to S x S) and *grid* (S/4 x S/4 over the padded input: the mask decoder's own resolution). Points and boxes are
 float (x, y) / (x0, y0, x1, y1). Pixel-index convention of SAM: integer (x, y) is the pixel at that column and row; the
 prompt encoder adds the half pixel. Source: SAM's released pre- and post-processing.
 """
@@ -61,7 +61,7 @@ class Frame:
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a uint8 image (3, H, W) to (3, h, w): bilinear, antialiased when shrinking, as PIL does (<= 1 level off)."""
+    """Resize a uint8 image (3, H, W) to (3, h, w): bilinear, antialiased when shrinking, as PIL (<= 1 level off)."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def focal_loss(logits: Tensor, truth: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, valid: Tensor | None = None) -> Tensor:
+def focal_loss(
+    logits: Tensor, truth: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, valid: Tensor | None = None
+) -> Tensor:
     """Sigmoid focal loss (...,): mean over the pixels of each mask.
 
     logits, truth: (..., G, G), truth in {0, 1}; valid: bool, broadcastable, the pixels that count (all when None).

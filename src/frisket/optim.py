@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 # "token" alone would also catch cross_attn_token_to_image, whose weights are matrices
-TABLE = re.compile(r"pos_embed|rel_pos|(iou_token|mask_tokens|point_embeddings\.\d+|not_a_point_embed|no_mask_embed)\.weight$")
+TABLE = re.compile(
+    r"pos_embed|rel_pos|(iou_token|mask_tokens|point_embeddings\.\d+|not_a_point_embed|no_mask_embed)\.weight$"
+)
 """Names of position tables and token embeddings: two axes or more, yet not matrices."""
 
 

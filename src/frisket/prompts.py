@@ -36,7 +36,9 @@ def random_points(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     return cell_to_input(torch.stack([index % side, index // side], dim=1)), found
 
 
-def error_points(prediction: Tensor, truth: Tensor, generator: Generator, *, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def error_points(
+    prediction: Tensor, truth: Tensor, generator: Generator, *, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One correcting click each: a uniform pixel where prediction and truth differ, labelled by the truth there.
 
     Returns points (N, 2) and labels (N,). Where nothing differs the click is a background pixel (label 0, SAM 2's

@@ -13,7 +13,7 @@ from torch import Tensor
 from frisket.geometry import Frame
 
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = 0, 1, 2, 3
-"""Labels of real points. A box is the points TOP_LEFT and BOTTOM_RIGHT, so rows of one batch may mix boxes and clicks."""
+"""Labels of real points. A box is the points TOP_LEFT and BOTTOM_RIGHT: rows of one batch may mix boxes and clicks."""
 PADDING = -1
 """SAM's own padding: position dropped, `not_a_point` instead. The token exists and takes part in attention."""
 IGNORED = -2
@@ -67,8 +67,8 @@ class Batch:
 class Prompts:
     """What a person points at, for N objects, in input pixels.
 
-    points: (N, K, 2) or None with labels: long (N, K), FOREGROUND, BACKGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING or IGNORED;
-    boxes: (N, 4) xyxy or None; masks: (N, 1, G, G) logits of an earlier prediction or None.
+    points: (N, K, 2) or None with labels: long (N, K), FOREGROUND, BACKGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING or
+    IGNORED; boxes: (N, 4) xyxy or None; masks: (N, 1, G, G) logits of an earlier prediction or None.
     """
 
     points: Tensor | None = None

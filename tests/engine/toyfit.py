@@ -1,7 +1,7 @@
-"""A linear model, a stateful sized loader of 4 batches, and a fit that uses the engine exactly as the command line does.
+"""A linear model, a stateful sized loader of 4 batches, and a fit that uses the engine as the command line does.
 
-    fit(folder, Ask(step=5))      # SIGUSR1 to ourselves at step 5
-    fit(folder)                   # goes on
+fit(folder, Ask(step=5))      # SIGUSR1 to ourselves at step 5
+fit(folder)                   # goes on
 """
 
 import os

@@ -12,6 +12,7 @@ from frisket import checkpoint
 from frisket.data.module import ShardData
 from frisket.errors import UserError
 from frisket.losses import feature_loss
+from frisket.models.lightening import macs
 from frisket.recipes.base import ModelSpec, valid_tokens
 from frisket.recipes.distill_lightening import Config, DistillConfig, Module, focus_pairs, layer_weights
 
@@ -260,3 +261,10 @@ def test_the_gallery_shows_teacher_student_and_truth(recipe) -> None:
     columns = module.gallery_columns(batch)
     assert list(columns) == ["teacher", "student", "truth"]
     assert all(c.shape == batch.masks.shape and c.dtype == torch.bool for c in columns.values())
+
+
+def test_flops_of_dilated_attention_are_counted(recipe) -> None:
+    """On the meta device, as the MFU meter does; the model's own count of multiply-adds is the oracle."""
+    module = recipe()
+    config = module.sam.image_encoder.config
+    assert module.model_flops_per_image() == pytest.approx(3 * 2 * macs(config, 64), rel=0.02)

@@ -11,7 +11,6 @@ from tinyfit import changed, compare_golden, falls, settle, snapshot
 from frisket import checkpoint
 from frisket.data.module import ShardData
 from frisket.errors import UserError
-from frisket.models.sam import Sam
 from frisket.recipes.base import ModelSpec
 from frisket.recipes.interactive import InteractiveConfig
 from frisket.recipes.train_sam import Config, Module
@@ -39,20 +38,24 @@ def test_one_step_changes_every_parameter_and_no_buffer(recipe, fit: Fit) -> Non
     module = recipe()
     before = snapshot(module.sam)
     fit(module, 1)
-    assert changed(before, module.sam) == {name for name, _ in module.sam.named_parameters()}
+    parameters = {name for name, _ in module.sam.named_parameters()}
+    # only the winning candidate learns from the mask loss; a loser's head moves by weight decay, its biases not at all
+    losers = {name for name in parameters if "output_hypernetworks_mlps" in name and name.endswith("bias")}
+    assert parameters - losers <= changed(before, module.sam) <= parameters
 
 
 @pytest.mark.parametrize(("clicks", "refines"), [(0, 0), (1, 1)])
 def test_every_trained_parameter_gets_a_gradient(recipe, clicks: int, refines: int) -> None:
-    """DDP waits for ever for a parameter that takes no part; with one round the mask prompt's encoder must be frozen."""
+    """DDP waits for ever for a parameter that takes no part; one round leaves two parts out, so they are frozen."""
     module = recipe(prompts=InteractiveConfig(clicks=clicks, refines=refines))
     batch = next(iter(ShardData(module.config.data).train_dataloader()))
     module.training_step(batch, 0).backward()
     missing = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
     frozen = {name for name, p in module.sam.named_parameters() if not p.requires_grad}
-    assert all(name.startswith("prompt_encoder.mask_downscaling") for name in frozen)
-    assert bool(frozen) == (clicks + refines == 0)
+    parts = ("prompt_encoder.mask_downscaling.", "mask_decoder.output_hypernetworks_mlps.0.")
+    idle = {name for name, _ in module.sam.named_parameters() if name.startswith(parts)}
+    assert frozen == (idle if clicks + refines == 0 else set())
 
 
 def test_loss_falls_and_repeats_the_golden_curve(recipe, fit: Fit) -> None:
@@ -118,12 +121,11 @@ def test_a_side_that_is_no_multiple_of_the_patch(tiny_shards: Path) -> None:
 
 
 def test_flops_are_counted_without_weights(recipe) -> None:
-    module = recipe()
-    sam: Sam = module.sam
+    module = recipe(model=ModelSpec("sam_vit_t", TINY | {"global_blocks": [0, 1]}))
     flops = module.model_flops_per_image()
-    tokens = 4 * 4
-    # the linear layers alone, two per multiply-add, three passes; attention, position and neck come on top
-    linear = sum(m.weight.numel() for m in sam.image_encoder.modules() if isinstance(m, torch.nn.Linear)) * tokens * 6
-    assert linear < flops < 4 * linear
-    module.freeze(sam.image_encoder)
+    layers = [m for m in module.sam.image_encoder.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    # 16 tokens, two operations per multiply-add, three passes; attention comes on top and is small here
+    least = sum(m.weight.numel() for m in layers) * 16 * 2 * 3
+    assert least < flops < 1.1 * least
+    module.freeze(module.sam.image_encoder)
     assert module.model_flops_per_image() == pytest.approx(flops / 3)

@@ -8,7 +8,10 @@ verb=$1 dir=$2 port=${3:-0} cpus=8 gpus=4
 export SLURM_CONF=$dir/slurm.conf
 
 stop() {
-  scancel --user="$(id -un)" 2>/dev/null || true # this cluster only: SLURM_CONF names it
+  # this cluster only: SLURM_CONF names it. KILL, since a training run holds SIGTERM back until its next step
+  scancel --full --signal=KILL --user="$(id -un)" 2>/dev/null || true
+  scancel --user="$(id -un)" 2>/dev/null || true
+  for _ in {1..100}; do [ -n "$(squeue -h -t RUNNING,COMPLETING 2>/dev/null)" ] && sleep 0.2 || break; done
   local file pid
   for file in "$dir"/run/{slurmd-node1,slurmd-node2,slurmctld,munged}.pid; do
     [ -s "$file" ] || continue

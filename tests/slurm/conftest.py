@@ -31,7 +31,9 @@ def slurm() -> Iterator[dict[str, str]]:
     """The environment variables that reach the cluster."""
     missing = [tool for tool in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(tool, path=_path()) is None]
     if missing:
-        pytest.skip(f"no Slurm here ({', '.join(missing)} not found): apt-get install slurmctld slurmd slurm-client munge")
+        pytest.skip(
+            f"no Slurm here ({', '.join(missing)} not found): apt-get install slurmctld slurmd slurm-client munge"
+        )
     if os.geteuid() != 0:
         pytest.skip("the test cluster needs root: slurmd starts tasks for users")
     folder = Path(tempfile.mkdtemp(prefix="frisket-slurm-"))  # short: munge's socket path has a limit

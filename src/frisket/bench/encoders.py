@@ -127,10 +127,11 @@ def encoder_row(setting: Setting, dtype: torch.dtype, against: torch.dtype = tor
 FP32, BF16 = torch.float32, torch.bfloat16
 ROWS = [
     Row("lightening_fp32", "Lightening fp32 vs SAM ViT-B fp32, 1024 px", partial(encoder_row, dtype=FP32)),
-    Row("lightening_bf16", "Lightening bf16 vs SAM ViT-B fp32, 1024 px", partial(encoder_row, dtype=BF16)),
+    Row("lightening_bf16", "Lightening bf16 vs SAM ViT-B fp32, 1024 px", partial(encoder_row, dtype=BF16), bf16=True),
     Row(
         "lightening_bf16_both",
         "Lightening bf16 vs SAM ViT-B bf16, 1024 px",
         partial(encoder_row, dtype=BF16, against=BF16),
+        bf16=True,
     ),
 ]

@@ -11,27 +11,22 @@ Source  our choice. Clock: CUDA events on a GPU; on one CPU thread that thread's
         least; wall time on several. A sample repeats a short call until it lasts `MIN_SAMPLE` seconds.
 """
 
-import datetime
 import importlib
 import math
-import os
 import pkgutil
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import frisket.bench
+from frisket.bench.environment import cpu_bf16, environment
 from frisket.errors import UserError, nearest
 from frisket.files import write_json
-from frisket.kernels.attention import describe
 
 MIN_SAMPLE = 0.02  # seconds
 SCHEMA = 1
@@ -91,12 +86,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: name, what is compared, and the function that makes it ready. `cpu` rows ignore a GPU."""
+    """A line of the table: name, what is compared, and the function that makes it ready.
+
+    `cpu` rows ignore a GPU; `bf16` rows are left out on a CPU without bf16 instructions (where they take minutes and
+    say nothing), unless they are named or quick.
+    """
 
     name: str
     what: str
     make: Callable[[Setting], Case]
     cpu: bool = False
+    bf16: bool = False
 
 
 def at_most(text: str, measure: Callable[[], float], limit: float) -> Guard:
@@ -177,14 +177,19 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
         raise UserError("bench: device=cuda was asked for, but torch sees no CUDA device: use device=cpu")
     use_cuda = config.device != "cpu" and torch.cuda.is_available()
     chosen = choose(rows, config.rows)
+    slow = [] if config.rows or config.quick or use_cuda or cpu_bf16() else [row.name for row in chosen if row.bf16]
     results: list[Result] = []
     with pinned(config.threads):
-        here = environment(config)
+        here = environment(
+            cuda=use_cuda, threads=config.threads, repeats=config.repeats, quick=config.quick, seed=config.seed
+        )
         print(f"{here['gpu'] or here['cpu']}, {config.threads} thread(s), torch {here['torch']}, {here['attention']}")
         if config.quick:
             print("quick=true: tiny sizes, one sample; the ratios mean nothing")
+        if slow:
+            print(f"left out, since this CPU has no bf16 instructions: {', '.join(slow)} (rows=[…] runs them)")
         print(HEADER)
-        for row in chosen:
+        for row in (row for row in chosen if row.name not in slow):
             device = torch.device("cuda" if use_cuda and not row.cpu else "cpu")
             results.append(measure(row, config, device))
             print(line(results[-1]), flush=True)
@@ -323,57 +328,3 @@ def record(result: Result) -> dict[str, Any]:
     for verdict in plain["guards"]:
         verdict["value"] = verdict["value"] if math.isfinite(verdict["value"]) else None
     return plain
-
-
-def environment(config: BenchConfig) -> dict[str, Any]:
-    """Everything a reader needs to judge the numbers."""
-    cuda = torch.cuda.is_available() and config.device != "cpu"
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "load": list(os.getloadavg()),
-        "threads": config.threads,
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "driver": _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
-        if cuda
-        else None,
-        "cuda": torch.version.cuda if cuda else None,
-        "attention": describe(),
-        "quick": config.quick,
-        "repeats": 1 if config.quick else config.repeats,
-        "seed": config.seed,
-    }
-
-
-def cpu_model() -> str:
-    """The processor's name and whether it multiplies bf16 (Linux), or what Python knows of it."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return platform.processor() or platform.machine()
-    fields = dict(part.partition(":")[::2] for part in info.read_text().split("\n\n")[0].splitlines())
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    name = fields.get("model name", platform.machine())
-    flags = fields.get("flags", "").split()
-    bf16 = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
-    return f"{name} ({', '.join(bf16) or 'no bf16 instructions'})"
-
-
-def commit() -> str | None:
-    """The commit this package lies in, with '+changes' when files differ from it; None outside a git checkout."""
-    folder = str(Path(__file__).parent)
-    found = _told("git", "-C", folder, "rev-parse", "HEAD")
-    if found is None:
-        return None
-    return found + ("+changes" if _told("git", "-C", folder, "status", "--porcelain") else "")
-
-
-def _told(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # no such program here: the field stays empty
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -15,8 +15,8 @@ from frisket.engine.signals import held
 from frisket.errors import UserError, nearest
 
 VERBS = {
-    "train": "train a recipe, or continue it: frisket train configs/demo_teacher.yaml trainer.max_steps=200",
-    "eval": "judge a model: frisket eval configs/evaluate.yaml checkpoint=runs/distill_lightening",
+    "train": "train a recipe, or continue it: frisket train configs/train_sam.yaml trainer.max_steps=200",
+    "eval": "judge a model: frisket eval configs/eval_miou.yaml checkpoint=runs/distill_lightening",
     "prep": "turn pictures and masks into shards: frisket prep configs/prep_sa1b.yaml",
     "show": "print the resolved configuration: frisket show configs/distill_lightening.yaml",
     "predict": "masks for one picture: frisket predict photo.jpg checkpoint=runs/finetune_decoder",

@@ -89,7 +89,7 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     resume = checkpoint.newest(folder.path)
     _remember(config, folder, resume)
     recipe = module(config)
-    data = ShardData(config.data)
+    data = ShardData(config.data, recipe.stamp())
     preempt = Preempt(folder.checkpoints)
     trainer = _trainer(config, folder, resume, preempt)
     if signals.asked():  # nothing is lost yet; a later start finds the same state
@@ -116,6 +116,7 @@ def _trainer(config: RecipeConfig, folder: RunDir, resume: Path | None, preempt:
         devices=t.devices,
         num_nodes=t.num_nodes,
         strategy=t.strategy,
+        precision=t.precision,
         images_per_gpu=config.data.images_per_gpu,
     )
     where["plugins"] = [*where["plugins"], AtomicIO()]
@@ -128,7 +129,6 @@ def _trainer(config: RecipeConfig, folder: RunDir, resume: Path | None, preempt:
         callbacks.append(Gallery(folder.path / "gallery", log.gallery_every, log.gallery_images))
     return L.Trainer(
         **where,
-        precision=t.precision,  # type: ignore[arg-type]
         max_steps=t.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=t.accumulate,
@@ -220,7 +220,8 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers.*",
-        ".*in eval mode at the start.*", ".*isinstance.treespec.*",
+        ".*in eval mode at the start.*",
+        ".*isinstance.treespec.*",
         ".*Checkpoint directory.*",
         ".*`srun` command is available.*",
         ".*is smaller than the logging interval.*",

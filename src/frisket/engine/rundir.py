@@ -199,7 +199,7 @@ def _wandb_mode(mode: str) -> tuple[str, str]:
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
     if not _has_key(host):
         return "offline", "no API key"
-    if not _answers(host):
+    if not answers(host):
         return "offline", f"{host} does not answer"
     return "online", f"{host} answers"
 
@@ -213,13 +213,13 @@ def _has_key(host: str) -> bool:
         return False
 
 
-def _answers(host: str, seconds: float = 2.0) -> bool:
+def answers(host: str, port: int = 443, seconds: float = 2.0) -> bool:
     """Whether a TCP connection opens in time. In a thread: a name look-up has no time-out of its own."""
     answered = threading.Event()
 
     def knock() -> None:
         try:
-            socket.create_connection((host, 443), timeout=seconds).close()
+            socket.create_connection((host, port), timeout=seconds).close()
         except OSError:
             return
         answered.set()

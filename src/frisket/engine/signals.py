@@ -11,6 +11,7 @@ Imports nothing but the standard library, so that the command line can block bef
 """
 
 import contextlib
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -39,7 +40,11 @@ def install() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Block both signals for the duration; restore mask and handlers afterwards. May be nested."""
+    """Block both signals for the duration; restore mask and handlers afterwards. May be nested.
+
+    Child processes of `multiprocessing` born inside (loader workers) are killed at the end: they inherited the mask, so
+    the SIGTERM with which Python would end them at exit does not reach them, and Python would wait for ever.
+    """
     global _seen
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers; whoever trains in a side thread keeps the process's own
@@ -47,11 +52,15 @@ def held() -> Iterator[None]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     handlers = {number: signal.getsignal(number) for number in STOP}
     nested = any(number in mask for number in STOP)
+    older = set(multiprocessing.active_children())
     install()
     try:
         yield
     finally:
         if not nested:
+            for child in set(multiprocessing.active_children()) - older:
+                child.kill()
+                child.join()
             _drain()  # a signal after the last step finds nothing left to save
             _seen = False
         for number, handler in handlers.items():

@@ -1,6 +1,7 @@
 """The one door to DDP and DeepSpeed: where the run stands (nodes, devices) and how its ranks work together.
 
-    trainer = L.Trainer(**place(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", images_per_gpu=8), …)
+    trainer = L.Trainer(**place(accelerator="auto", devices="auto", num_nodes=1, strategy="auto",
+                             precision="bf16-mixed", images_per_gpu=8), …)
 
 Under Slurm (inside `srun`) nodes and devices come from Slurm, one task per device; anywhere else from the arguments.
 DeepSpeed ZeRO: Rajbhandari et al. 2020 (arXiv 1910.02054), through Lightning; stages 1 and 2 (the models here are
@@ -8,8 +9,10 @@ small: stage 3 would only add traffic). The CPU subclass lets the tests run the 
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
 from frisket.errors import UserError, nearest
@@ -28,9 +32,9 @@ STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2")
 
 
 def place(
-    *, accelerator: str, devices: int | str, num_nodes: int, strategy: str, images_per_gpu: int
+    *, accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str, images_per_gpu: int
 ) -> dict[str, Any]:
-    """Return the Trainer's keyword arguments accelerator, devices, num_nodes, strategy and plugins.
+    """Return the Trainer's keyword arguments accelerator, devices, num_nodes, strategy, precision, plugins.
 
     Raises UserError for an unknown strategy, for a DeepSpeed that is not installed, and for more devices than exist.
     """
@@ -57,7 +61,8 @@ def place(
         "devices": devices,
         "num_nodes": num_nodes,
         "strategy": chosen,
-        "plugins": [environment],
+        "precision": None if strategy.startswith("deepspeed") else precision,
+        "plugins": [environment] + ([WholeBatch(precision)] if strategy.startswith("deepspeed") else []),
     }
 
 
@@ -77,6 +82,8 @@ def exits_for_all(environment: ClusterEnvironment, rank: int) -> bool:
 
 def _environment() -> ClusterEnvironment:
     if under_slurm():
+        if "SLURM_NTASKS_PER_NODE" not in os.environ and int(os.environ["SLURM_NTASKS"]) > 1:
+            raise UserError("this Slurm job sets no --ntasks-per-node: give it, one task per GPU")
         return SLURMEnvironment(auto_requeue=False)  # frisket.engine.preempt does that, between steps
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
@@ -84,14 +91,7 @@ def _environment() -> ClusterEnvironment:
 
 
 def _slurm_size() -> tuple[int, int]:
-    nodes = int(os.environ.get("SLURM_NNODES", "1"))
-    tasks = os.environ.get("SLURM_NTASKS_PER_NODE")
-    if tasks is None:
-        total = int(os.environ["SLURM_NTASKS"])
-        if total > 1:
-            raise UserError("this Slurm job sets no --ntasks-per-node: give it, one task per GPU")
-        tasks = str(total)
-    return nodes, int(tasks)
+    return int(os.environ.get("SLURM_NNODES", "1")), int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
 
 
 def _strategy(name: str, *, on_cpu: bool, world: int, images_per_gpu: int) -> Any:
@@ -111,6 +111,27 @@ def _strategy(name: str, *, on_cpu: bool, world: int, images_per_gpu: int) -> An
     if name == "auto" and world == 1:
         return "auto"
     return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True, process_group_backend=backend)
+
+
+class WholeBatch(DeepSpeedPrecision):
+    """DeepSpeed's precision without Lightning's cast of the batch, which cannot rebuild a Batch with its frozen Frames.
+
+    Images are uint8 anyway; autocast brings what the model makes of them to the weights' type.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """Leave the batch as it is."""
+        return data
+
+    @contextlib.contextmanager
+    def forward_context(self) -> Iterator[None]:
+        """Autocast where the weights are half precision."""
+        if self._desired_dtype == torch.float32:
+            yield
+            return
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with torch.autocast(device, dtype=self._desired_dtype):
+            yield
 
 
 class CPUDeepSpeed(DeepSpeedStrategy):

@@ -1,6 +1,6 @@
 """Running means that add up over batches and ranks: mask IoU by prompt, split by object size.
 
-    iou = MaskIoU(); iou.update(values, areas); iou.compute() -> {"miou": .., "miou_s": .., "n": ..}
+iou = MaskIoU(); iou.update(values, areas); iou.compute() -> {"miou": .., "miou_s": .., "n": ..}
 """
 
 import torch
@@ -30,6 +30,6 @@ class MaskIoU(Metric):
         self.count += member.sum(dim=1)
 
     def compute(self) -> dict[str, float]:
-        """{"miou", "miou_s", "miou_m", "miou_l", "n"}; a size without masks is nan, as COCO's -1 would mislead a mean."""
+        """{"miou", "miou_s", "miou_m", "miou_l", "n"}; a size without masks is nan (COCO's -1 would mislead a mean)."""
         mean = torch.where(self.count > 0, self.total / self.count.clamp(min=1), torch.nan).tolist()
         return dict(zip(("miou", "miou_s", "miou_m", "miou_l"), mean)) | {"n": float(self.count[0])}

@@ -1,7 +1,7 @@
 """Box and click mIoU over prepared shards, at the photograph's own resolution. The first of the evaluation tasks.
 
-Run `frisket eval configs/eval_miou.yaml checkpoint=runs/finetune_decoder data=SHARDS`. Protocol (named in every result):
-each mask gives one prompt (its box from the annotation, or its innermost pixel on the mask padded by one pixel), the
+Run `frisket eval configs/eval_miou.yaml checkpoint=runs/finetune_decoder data=SHARDS`. Protocol (named in every
+result): each mask gives one prompt (its box from the annotation, or its innermost pixel on the mask padded by one pixel), the
 decoder answers with three masks, the one with the highest predicted IoU is brought to the original size and thresholded
 at 0, and IoU is counted there. Means are over masks. `box_fill` is the baseline that answers the prompt box itself.
 """
@@ -28,7 +28,7 @@ PROTOCOL = "frisket/original-size: GT box or innermost pixel, multimask, highest
 
 @dataclass
 class Truth:
-    """One photograph to judge: key, the batch of one, and at original size bool masks (M, H, W) and xyxy boxes (M, 4)."""
+    """One photograph to judge: key, batch of one, and at original size bool masks (M, H, W) and xyxy boxes (M, 4)."""
 
     key: str
     batch: Batch

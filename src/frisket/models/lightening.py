@@ -97,7 +97,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C); `layout` is of this (h, w)."""
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # autocast does not know the meta device
             # One cast instead of one per projection, and a lighter copy in column order.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # Tokens move here, once and before the projections, when the order or window asks for it; else this is a view.

@@ -51,7 +51,7 @@ class Predictor:
         self.sam = (sam if device is None else sam.to(device)).eval()
         self.side = image_size or sam.image_size
         self.batch = batch
-        self.image: Tensor | None = None
+        self._image: Tensor | None = None
         self._frame: Frame | None = None
         self._embedding: Tensor | None = None
 
@@ -61,6 +61,13 @@ class Predictor:
         if self._frame is None:
             raise UserError("no photograph is set: call set_image first")
         return self._frame
+
+    @property
+    def image(self) -> Tensor:
+        """The photograph, uint8 (3, H, W). Raises UserError before `set_image`."""
+        if self._image is None:
+            raise UserError("no photograph is set: call set_image first")
+        return self._image
 
     @property
     def embedding(self) -> Tensor:
@@ -79,7 +86,7 @@ class Predictor:
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise ValueError(f"a photograph is uint8 (H, W, 3) RGB, not {pixels.dtype} {pixels.shape}")
         frame = Frame.fit((pixels.shape[0], pixels.shape[1]), self.side)
-        self.image = torch.from_numpy(np.array(pixels, copy=True)).permute(2, 0, 1)
+        self._image = torch.from_numpy(np.array(pixels, copy=True)).permute(2, 0, 1)
         padded = torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8)
         padded[0, :, : frame.size[0], : frame.size[1]] = resize_image(self.image, frame.size)
         device = self.sam.device

@@ -9,15 +9,20 @@ Known   val, 100 photographs: 8,077 masks before near doubles go. Photographs ar
 Source  Arbelaez et al., Contour Detection and Hierarchical Image Segmentation, TPAMI 2011; the filters are our choice.
 """
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import scipy.io
+from scipy.io.matlab import MatReadError
 
 from frisket.data.sa1b import RecordError, jpeg_size
 from frisket.errors import UserError
 from frisket.prep.records import PrepConfig, Record, Reject, Unit, distinct, percent, record_json, selected, suitable
+
+# What scipy raises for a damaged or foreign .mat; MATLAB 7.3's files are NotImplementedError.
+UNREADABLE = (OSError, LookupError, TypeError, ValueError, NotImplementedError, zlib.error, MatReadError)
 
 
 def units(config: PrepConfig) -> list[Unit]:
@@ -72,12 +77,12 @@ def regions(mat: Path, size: tuple[int, int]) -> list[np.ndarray]:
 
     Raises ValueError (the reason) when the file is missing, unreadable, or of another size (h, w) than the photograph.
     """
+    if not mat.is_file():
+        raise ValueError(f"has no ground truth {mat.name}")
     try:
         cells = scipy.io.loadmat(mat)["groundTruth"].ravel()
         labels = [cell["Segmentation"][0, 0] for cell in cells]
-    except FileNotFoundError as error:
-        raise ValueError(f"has no ground truth {mat.name}") from error
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"the ground truth {mat.name} is not readable ({error})") from error
     for label in labels:
         if label.shape != size:

@@ -10,7 +10,6 @@ Source  storing embeddings: MobileSAM (arXiv 2306.14289), EdgeSAM (arXiv 2312.06
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from frisket import checkpoint
-from frisket.data.embeddings import Stamp, check, folder_for, pack, path_for, stamp_of
+from frisket.data.embeddings import Stamp, folder_for, pack, path_for, stamp_of
 from frisket.data.sa1b import decode
 from frisket.data.shards import IndexedShards, TarOut, expand
 from frisket.errors import UserError
@@ -28,19 +27,9 @@ from frisket.prep.records import PrepConfig, Reject, Unit, unit_name
 from frisket.sample import Sample
 
 
-def weights_digest(sam: Sam) -> str:
-    """sha256 (hex) of the image encoder's weights, names and shapes: equal exactly when its embeddings are."""
-    digest = hashlib.sha256()
-    for name, value in sorted(sam.image_encoder.state_dict().items()):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def stamp_for(sam: Sam, image_size: int) -> Stamp:
     """What embeddings of this teacher at input side `image_size` carry, and what training must ask for."""
-    return Stamp(weights_digest(sam), image_size)
+    return Stamp(checkpoint.weights_digest(sam.image_encoder), image_size)
 
 
 def shards(config: PrepConfig) -> list[Path]:
@@ -79,7 +68,9 @@ def units(config: PrepConfig) -> list[Unit]:
         made = path_for(shard, Path(config.out))
         if made.is_file():
             first = IndexedShards([made], exts=("emb",))[0]
-            check(stamp_of(first["emb"], where=str(made)), stamp, str(made))
+            before = stamp_of(first["emb"], where=str(made))
+            if before != stamp:
+                raise UserError(f"{made} is of {before}, now it is {stamp}: choose another out= or delete that folder")
         marks = [shard.stat().st_size, *dataclasses.astuple(stamp)]
         found.append(Unit(unit_name(shard.stem), str(shard), marks, (shard, sam, stamp), output=shard.stem))
     return found

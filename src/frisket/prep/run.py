@@ -204,8 +204,9 @@ def _work(config: PrepConfig, pending: list[Unit]) -> Iterator[tuple[Note, float
         for unit in pending:
             yield do_unit(config, unit)
         return
-    # Spawned, not forked: the parent may already run threads of torch or numba.
-    context = multiprocessing.get_context("spawn")
+    # Not forked from here, where torch or numba may run threads; from a server that has imported this file once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
         futures = [pool.submit(do_unit, config, unit) for unit in pending]
         try:
@@ -310,7 +311,7 @@ def _finish(config: PrepConfig, out: Path, notes: list[Note], totals: dict[str, 
         "source": config.source,
         "split": config.split,
         "subset": config.subset,
-        **totals,
+        **{name: totals[name] for name in ("images", "masks", "rejected")},
         "config": {**_settings(config), "inputs": config.inputs},
         "units": [
             {

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from frisket.data.embeddings import Stamp
 from frisket.data.module import DataConfig
 from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU
@@ -107,6 +108,10 @@ class Recipe(L.LightningModule):
         """{title: bool masks (N, G, G)} to show beside the image: here the model by box, and the truth."""
         return {"student": self.predict_boxes(self.sam, batch), "truth": batch.masks}
 
+    def stamp(self) -> Stamp | None:
+        """Which stored teacher embeddings this recipe accepts; None when it uses none."""
+        return None
+
     # --- shared machinery
 
     def freeze(self, *modules: nn.Module) -> None:
@@ -124,13 +129,17 @@ class Recipe(L.LightningModule):
 
     def generator(self, batch: Batch) -> torch.Generator:
         """A CPU generator for this step, rank and batch: batches accumulated into one step draw differently."""
-        mark = zlib.crc32(" ".join(batch.keys).encode())
-        seed = ((self.config.seed * 1_000_003 + self.global_step) * 4_099 + self.global_rank) * 2**32 + mark
-        return torch.Generator().manual_seed(seed % 2**63)
+        text = f"{self.config.seed} {self.global_step} {self.global_rank} {' '.join(batch.keys)}"
+        return torch.Generator().manual_seed(zlib.crc32(text.encode()))  # torch reads 32 bits of a CPU seed
 
     def report(self, split: str, values: dict[str, Any], *, batch_size: int = 1) -> None:
         """Log {what/measure: value} as split/what/measure, the only door to the loggers."""
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, batch_size=batch_size, on_step=split == "train", on_epoch=split != "train")
+        self.log_dict(
+            {f"{split}/{name}": value for name, value in values.items()},
+            batch_size=batch_size,
+            on_step=split == "train",
+            on_epoch=split != "train",
+        )
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = adamw(self.trained(), self.config.optim, steps=self.config.trainer.max_steps)
@@ -157,7 +166,9 @@ class Recipe(L.LightningModule):
         clicks, valid = central_points(batch.masks)[:, None], valid_cells(batch)
         prompts = {
             "box": Prompts(boxes=batch.boxes),
-            "click1": Prompts(points=clicks, labels=torch.ones(clicks.shape[:2], dtype=torch.long, device=clicks.device)),
+            "click1": Prompts(
+                points=clicks, labels=torch.ones(clicks.shape[:2], dtype=torch.long, device=clicks.device)
+            ),
         }
         for name, prompt in prompts.items():
             prediction: Prediction = self.sam.decode(embeddings, batch.image_index, prompt, multimask=True)
@@ -170,7 +181,7 @@ class Recipe(L.LightningModule):
             metric.reset()
 
     def model_flops_per_image(self) -> float:
-        """Training FLOPs per image of the trained encoder (forward x 3; x 1 where it is frozen), counted on meta tensors."""
+        """Training FLOPs per image of the trained encoder (forward x 3; x 1 where frozen), counted on meta tensors."""
         encoder = copy.deepcopy(self.sam.image_encoder).to("meta")
         side = self.config.data.image_size
         with FlopCounterMode(display=False) as counter:

@@ -1,17 +1,17 @@
-"""SAM-Lightening, stage 1: teach the dilated-attention encoder by dynamic layer-wise distillation (arXiv 2403.09195, 3.2).
+"""SAM-Lightening, stage 1: dynamic layer-wise distillation of the dilated-attention encoder (arXiv 2403.09195, 3.2).
 
 Run `sbatch slurm/distill_lightening.sh` or `make distill-lightening LOCAL=1`. The loss per step is
 
     sum_k a_k d_k mean|| LN0(F_t[t_k]) - P_k(F_s[s_k]) ||^2  +  a_neck mean|| E_t - E_s ||^2      over valid tokens
 
-with K focus pairs of blocks (s_k of the student, t_k of the teacher), shallow to deep. The paper's schedule of weights was
-not readable; a_k, the layer map, LN0, the mean and d_k = k / K are our choice (spec section 3), each a switch below.
+with K focus pairs of blocks (s_k of the student, t_k of the teacher), shallow to deep. The paper's schedule of weights
+was not readable; a_k, the layer map, LN0, the mean and d_k = k / K are our choice (spec section 3), each a switch.
 Ablations: `distill.schedule=neck` (MobileSAM's plain embedding distillation), `distill.schedule=constant`.
 
 The teacher is held outside the module tree: it is in no checkpoint, no optimizer and no DDP bucket. Stored embeddings
 (`data.embeddings`) replace its neck; with `schedule=neck` its encoder then never runs. The projections P_k live in the
-training checkpoint (resume is exact) and are dropped from model.pt. Prompt encoder and decoder are the teacher's, frozen:
-the encoder is distilled with the decoder out of the loop ("decoupled"); `finetune_decoder` aligns it afterwards.
+training checkpoint (resume is exact) and are dropped from model.pt. Prompt encoder and decoder are the teacher's,
+frozen: the encoder is distilled with the decoder out of the loop ("decoupled"); `finetune_decoder` aligns it later.
 """
 
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from frisket import checkpoint
+from frisket.data.embeddings import Stamp
 from frisket.errors import UserError
 from frisket.losses import feature_loss, normalize_feature
 from frisket.models.sam import Sam
@@ -122,6 +123,12 @@ class Module(Recipe):
         """The frozen teacher, not part of this module's parameters."""
         return self.teachers[0]
 
+    def stamp(self) -> Stamp | None:
+        """Stored embeddings must come from this very teacher, at this input side."""
+        if self.config.data.embeddings is None:
+            return None
+        return Stamp(checkpoint.weights_digest(self.teacher.image_encoder), self.config.data.image_size)
+
     def on_fit_start(self) -> None:
         self.teachers = [self.teacher.to(self.device)]
 
@@ -136,7 +143,9 @@ class Module(Recipe):
         valid = valid_tokens(batch, *neck.shape[-2:])
         terms = {"neck": feature_loss(neck.movedim(1, -1), teacher_neck.movedim(1, -1), valid=valid)}
         loss = neck_weight * terms["neck"]
-        for (block, _), weight, project, mine, theirs in zip(self.pairs, weights, self.projections, features, teacher_features):
+        for (block, _), weight, project, mine, theirs in zip(
+            self.pairs, weights, self.projections, features, teacher_features
+        ):
             target = normalize_feature(theirs) if config.normalize_teacher else theirs
             terms[f"block{block}"] = feature_loss(project(mine), target, valid=valid)
             loss = loss + weight * terms[f"block{block}"]

@@ -1,8 +1,8 @@
 """Align the mask decoder to a distilled encoder (SAM-Lightening's last step; spec section 4, our reading of it).
 
-Run `make finetune-decoder` after `make distill-lightening`: `init_from` names that run's folder. The image encoder and the
-prompt encoder are frozen (the paper's figure 1), BatchNorm and dropout included; the decoder, which starts from the
-teacher's weights, learns from ground-truth masks with SAM's loss. The prompt session is a setting (our default: 3 rounds).
+Run `make finetune-decoder` after `make distill-lightening`: `init_from` names that run's folder. The image encoder and
+the prompt encoder are frozen (the paper's figure 1), BatchNorm and dropout included; the decoder, which starts from the
+teacher's weights, learns from ground-truth masks with SAM's loss. The prompt session is a setting (3 rounds).
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from frisket import checkpoint
 from frisket.errors import UserError
 from frisket.models.sam import Sam
 from frisket.recipes.base import Recipe, RecipeConfig
-from frisket.recipes.interactive import InteractiveConfig, interactive_loss
+from frisket.recipes.interactive import InteractiveConfig, interactive_loss, unused_parts
 from frisket.sample import Batch
 
 
@@ -33,13 +33,14 @@ class Module(Recipe):
 
     def build_sam(self) -> Sam:
         if not self.config.init_from:
-            raise UserError("finetune_decoder needs init_from: the run folder of the distilled student, e.g. runs/distill_lightening")
+            raise UserError(
+                "finetune_decoder needs init_from: the distilled student's run folder, e.g. runs/distill_lightening"
+            )
         sam = checkpoint.load(self.config.init_from)
         self.freeze(sam.image_encoder)
         if not self.config.train_prompt_encoder:
             self.freeze(sam.prompt_encoder)
-        elif self.config.prompts.rounds == 1:
-            self.freeze(sam.prompt_encoder.mask_downscaling)
+        self.freeze(*unused_parts(sam, self.config.prompts))
         return sam
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

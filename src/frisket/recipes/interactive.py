@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from frisket.losses import mask_losses
 from frisket.models.sam import Sam
@@ -67,6 +67,16 @@ def click_rounds(config: InteractiveConfig, generator: Generator) -> list[bool]:
         place = int(torch.randint(0, len(rounds) + 1, (1,), generator=generator)) if rounds else spare
         rounds.insert(place, False)
     return rounds + [False] * (config.refines > 0)
+
+
+def unused_parts(sam: Sam, config: InteractiveConfig) -> tuple[nn.Module, ...]:
+    """What a session of one round never asks: the mask prompt's encoder and the single-mask output's head.
+
+    Recipes freeze them, since DDP waits for the gradient of every trained parameter.
+    """
+    if config.rounds > 1:
+        return ()
+    return sam.prompt_encoder.mask_downscaling, sam.mask_decoder.output_hypernetworks_mlps[0]
 
 
 def interactive_loss(

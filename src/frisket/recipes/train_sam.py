@@ -11,7 +11,7 @@ from torch import Tensor
 from frisket import checkpoint
 from frisket.models.sam import Sam
 from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model
-from frisket.recipes.interactive import InteractiveConfig, interactive_loss
+from frisket.recipes.interactive import InteractiveConfig, interactive_loss, unused_parts
 from frisket.sample import Batch
 
 
@@ -30,9 +30,10 @@ class Module(Recipe):
 
     def build_sam(self) -> Sam:
         config = self.config
-        sam = checkpoint.load(config.init_from) if config.init_from else build_model(config.model, config.data.image_size)
-        if config.prompts.rounds == 1:  # no mask prompt is ever given, so nothing would train its encoder
-            self.freeze(sam.prompt_encoder.mask_downscaling)
+        sam = (
+            checkpoint.load(config.init_from) if config.init_from else build_model(config.model, config.data.image_size)
+        )
+        self.freeze(*unused_parts(sam, config.prompts))
         return sam
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

@@ -1,0 +1,73 @@
+"""The command line: verbs, help, the split of arguments, mistakes in one sentence with exit code 2."""
+
+import pytest
+from toyrun import frisket, toy_run, toy_shards
+
+from frisket import __version__
+from frisket.cli.main import VERBS, main, split
+from frisket.errors import UserError
+
+
+def test_help_lists_every_verb(capsys):
+    assert main([]) == main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {verb} " in said for verb in VERBS)
+    assert main(["train", "--help"]) == 0
+    assert "frisket train configs/" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trian"], "frisket: 'trian' is not a verb of frisket: did you mean 'train'?"),
+        (["train", "--lr", "1"], "settings are written key=value"),
+        (["train"], "no recipe is named"),
+        (["train", "recipe=distil_lightening"], "did you mean 'distill_lightening'?"),
+        (["train", "recipe=train_sam", "trainer.max_step=3"], "did you mean 'max_steps'?"),
+        (["train", "recipe=train_sam", "trainer.max_steps=0"], "trainer.max_steps=0 must be 1 or more"),
+        (["train", "recipe=train_sam", "log.wandb=never"], "must be one of auto, online, offline, off"),
+        (["train", "none.yaml"], "none.yaml does not exist"),
+        (["show"], "nothing to show"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(capsys, words, sentence):
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.startswith("frisket: ") and said.count("\n") == 1
+
+
+def test_split():
+    assert split(["a.yaml", "x.y=1", "b.yaml", "c=d=e"]) == (["a.yaml", "b.yaml"], ["x.y=1", "c=d=e"])
+    with pytest.raises(UserError, match="no options"):
+        split(["-v"])
+
+
+def test_show_prints_the_resolved_whole(capsys, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: train_sam\noptim: {lr: 0.5}\n")
+    assert main(["show", str(file), "trainer.max_steps=7"]) == 0
+    said = capsys.readouterr().out
+    assert "max_steps: 7" in said and "lr: 0.5" in said and "images_per_gpu: " in said
+
+
+def test_python_m_frisket_is_the_same_and_a_missing_shard_is_a_sentence(tmp_path):
+    done = frisket("train", *toy_run(tmp_path / "nothing", tmp_path, max_steps=1))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("frisket: ") and "Traceback" not in done.stderr
+
+
+def test_a_run_trains_changes_are_named_and_a_finished_run_says_so(capsys, tmp_path):
+    data = toy_shards(tmp_path / "data", 4)
+    assert main(["train", *toy_run(data, tmp_path, max_steps=2)]) == 0
+    assert "train_sam, from the start" in capsys.readouterr().out
+    assert main(["train", *toy_run(data, tmp_path, max_steps=2)]) == 0
+    assert "is finished (step 2)" in capsys.readouterr().out
+    assert main(["train", *toy_run(data, tmp_path, max_steps=3), "optim.lr=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "continuing from" in said
+    assert "changed since the last start: optim.lr: " in said and "-> 0.5" in said
+    assert "changed since the last start: trainer.max_steps: 2 -> 3" in said
+    assert (tmp_path / "train_sam" / "model.pt").is_file()

@@ -1,0 +1,87 @@
+"""`frisket predict` end to end on a tiny model: files, prompts, and one sentence for each mistake."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from frisket import checkpoint
+from frisket.cli.main import main
+from frisket.predict.predictor import Predictor
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_box_gives_a_picture_and_coco_rle(photo: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "masks.png"
+    boxes = [[10.0, 10.0, 60.0, 50.0], [0.0, 0.0, 90.0, 30.0]]
+    code = main(["predict", str(photo), f"checkpoint={tiny_teacher}", f"box={boxes}".replace(" ", ""), f"out={out}"])
+    assert code == 0
+    assert Image.open(out).size == (90, 60)
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["size"] == [60, 90] and record["model"] == "sam_vit_t"
+    assert [mask["prompt"]["box"] for mask in record["masks"]] == boxes
+    predictor = Predictor(checkpoint.load(tiny_teacher))
+    predictor.set_image(photo)
+    wanted = predictor.predict(boxes=boxes)
+    for number, mask in enumerate(record["masks"]):
+        decoded = coco_mask.decode(mask["segmentation"]).astype(bool)
+        assert np.array_equal(decoded, wanted.masks[number].numpy())
+        assert mask["area"] == decoded.sum() == coco_mask.area(mask["segmentation"])
+        assert mask["bbox"] == coco_mask.toBbox(mask["segmentation"]).tolist() or not decoded.any()
+        assert mask["predicted_iou"] == pytest.approx(float(wanted.iou[number]), abs=1e-5)
+    assert sorted(p.name for p in out.parent.iterdir()) == ["masks.json", "masks.png"]
+
+
+def test_points_with_labels_and_a_yaml(photo: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    yaml, out = tmp_path / "p.yaml", tmp_path / "m.png"
+    yaml.write_text(f"checkpoint: {tiny_teacher}\nout: {out}\n")
+    assert main(["predict", str(yaml), str(photo), "point=[[20,30],[70,10,0]]"]) == 0
+    (mask,) = json.loads((tmp_path / "m.json").read_text())["masks"]
+    assert mask["prompt"] == {"points": [[20.0, 30.0], [70.0, 10.0]], "labels": [1, 0]}
+    assert main(["predict", str(yaml), f"image={photo}", "point=[20,30]", "box=[10,10,60,50]"]) == 0
+    (mask,) = json.loads((tmp_path / "m.json").read_text())["masks"]
+    assert mask["prompt"] == {"box": [10, 10, 60, 50], "points": [[20, 30]], "labels": [1]}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["{photo}"], "needs a prompt: box="),
+        (["{photo}", "box=[10,10,300,50]"], "lies outside the photograph, which is 90 wide and 60 high"),
+        (["{photo}", "point=[20,61.5]"], "lies outside"),
+        (["{photo}", "box=[10,10,50]"], r"box [10, 10, 50] is not understood: write box=[x0,y0,x1,y1]"),
+        (["{photo}", "box=[a,b,c,d]"], "is not understood"),
+        (["{photo}", "box=[50,10,10,50]"], "has no area"),
+        (["{photo}", "point=[1,2,7]"], "label 7"),
+        (["{photo}", "point=[1,2]", "box=[[1,1,9,9],[2,2,9,9]]"], "the points belong to one object"),
+        (["{photo}", "box=[1,1,9,9]", "out=m.jpg"], "must end in .png"),
+        (["{photo}", "{photo}", "box=[1,1,9,9]"], "takes one picture, not 2"),
+        (["box=[1,1,9,9]"], "needs a picture"),
+        (["nowhere.jpg", "box=[1,1,9,9]"], "there is no picture at nowhere.jpg"),
+        (["{text}", "box=[1,1,9,9]"], "cannot be read as a picture"),
+        (["{photo}", "box=[1,1,9,9]", "checkpoint=nowhere"], "there is no checkpoint at nowhere"),
+        (["{photo}", "box=[1,1,9,9]", "checkpoint={text}"], "text.jpg"),
+        (["{photo}", "box=[1,1,9,9]", 'checkpoint=""'], "needs checkpoint="),
+        (["{photo}", "bbox=[1,1,9,9]"], "did you mean 'box'?"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_leave_nothing(
+    words: list[str], says: str, photo: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "text.jpg", tmp_path / "out" / "m.png"
+    text.write_text("not a picture")
+    words = [word.format(photo=photo, text=text) for word in words]
+    code = main(["predict", f"checkpoint={tiny_teacher}", f"out={out}", *words])
+    told = capsys.readouterr()
+    assert code == 2 and says in told.err, told.err
+    assert told.err.count("\n") == 1 and "Traceback" not in told.err
+    assert not out.parent.exists()

@@ -1,0 +1,79 @@
+"""kill -9 in the middle of an epoch, then the same command: losses, validations, sample ids and weights are equal."""
+
+import csv
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toyrun import command, environment, frisket, toy_run, toy_shards
+
+from frisket.cli.main import main
+from frisket.engine.rundir import read_csv
+
+
+def curve(run: Path) -> list[dict[str, str]]:
+    """The losses and validation scores of metrics.csv as written, digit for digit; speeds left out."""
+    rows = [{k: v for k, v in row.items() if v and not k.startswith("speed/")} for row in read_csv(run / "metrics.csv")]
+    return sorted((row for row in rows if len(row) > 2), key=lambda row: (int(row["step"]), "val/box/miou" in row))
+
+
+@pytest.mark.slow
+def test_kill_9_mid_epoch_then_the_same_command_is_bit_exact(tmp_path):
+    data, val = toy_shards(tmp_path / "data", 12), toy_shards(tmp_path / "val", 3, "val")
+    settings = {"max_steps": 16, "val_every": 5, "checkpoint_every": 3}
+    more = ["log.gallery_every=5", "log.gallery_images=2"]
+    assert main(["train", *toy_run(data, tmp_path / "straight", val, **settings), *more]) == 0
+    straight = tmp_path / "straight" / "train_sam"
+
+    words = ["train", *toy_run(data, tmp_path / "killed", val, **settings), *more, "data.workers=1"]
+    killed = tmp_path / "killed" / "train_sam"
+    with subprocess.Popen(command(*words), env=environment(), stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while len([row for row in read_csv(killed / "metrics.csv") if row.get("train/loss")]) < 7:
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (killed / "summary.json").exists()
+    saved = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 6 <= saved < 16
+
+    assert main(words) == 0
+    assert curve(killed) == curve(straight)
+    assert (killed / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
+    mine, theirs = (torch.load(run / "model.pt", weights_only=True)["state_dict"] for run in (killed, straight))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    pictures = [sorted((p.name, p.read_bytes()) for p in (run / "gallery").iterdir()) for run in (killed, straight)]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 3
+
+
+@pytest.mark.slow
+def test_two_local_ranks_leave_with_75_on_sigterm_and_go_on(tmp_path):
+    data = toy_shards(tmp_path / "data", 12)
+    words = ["train", *toy_run(data, tmp_path, max_steps=200, checkpoint_every=200, devices=2)]
+    run = tmp_path / "train_sam"
+    with subprocess.Popen(command(*words), env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 150
+        while len(read_csv(run / "metrics.csv")) < 2:
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, said
+    stopped = torch.load(run / "checkpoints" / "preempt.ckpt", weights_only=True)["global_step"]
+    assert f"stopped on request at step {stopped};" in said
+
+    # elastic: the two-rank run goes on with one rank
+    done = frisket(*words, "trainer.devices=1", f"trainer.max_steps={stopped + 2}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed since the last start: trainer.devices: 2 -> 1" in done.stdout
+    with open(run / "metrics.csv", newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, stopped + 3))
+
+    again = frisket(*words, "trainer.devices=1", f"trainer.max_steps={stopped + 2}")
+    assert again.returncode == 0
+    assert f"is finished (step {stopped + 2})" in again.stdout

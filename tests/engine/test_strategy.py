@@ -1,0 +1,93 @@
+"""Where a run stands: arguments, Slurm's variables, DeepSpeed present or not."""
+
+import importlib.util
+
+import pytest
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from toyrun import frisket, toy_run, toy_shards
+
+from frisket.engine.strategy import CPUDeepSpeed, exits_for_all, place
+from frisket.errors import UserError
+
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+ARGS = {
+    "accelerator": "cpu",
+    "devices": "auto",
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": "32-true",
+    "images_per_gpu": 2,
+}
+
+
+@pytest.fixture
+def no_slurm(monkeypatch):
+    """Forget a Slurm this test itself may run in."""
+    for name in ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_cpu_needs_no_strategy(no_slurm):
+    where = place(**ARGS)
+    assert (where["devices"], where["num_nodes"], where["strategy"]) == (1, 1, "auto")
+    assert isinstance(where["plugins"][0], LightningEnvironment)
+
+
+def test_two_devices_are_ddp_over_gloo(no_slurm):
+    where = place(**ARGS | {"devices": "2"})
+    assert where["devices"] == 2
+    assert isinstance(where["strategy"], DDPStrategy)
+    assert where["strategy"].process_group_backend == "gloo"
+
+
+def test_slurm_decides_inside_a_step_only(no_slurm, monkeypatch):
+    for name, value in {
+        "SLURM_PROCID": "1",
+        "SLURM_NTASKS": "6",
+        "SLURM_NTASKS_PER_NODE": "3",
+        "SLURM_NNODES": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert place(**ARGS)["num_nodes"] == 1  # a process in a batch script, not started by srun
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    where = place(**ARGS | {"devices": "1", "num_nodes": 1})
+    assert (where["num_nodes"], where["devices"]) == (2, 3)
+    environment = where["plugins"][0]
+    assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue is False
+    assert exits_for_all(environment, 1) and not exits_for_all(LightningEnvironment(), 1)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(UserError, match="--ntasks-per-node"):
+        place(**ARGS)
+
+
+def test_unknown_strategy_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'deepspeed_stage_2'"):
+        place(**ARGS | {"strategy": "deepspeed_stage2"})
+
+
+def test_more_gpus_than_there_are(no_slurm):
+    with pytest.raises(UserError, match=r"trainer\.devices=99 but this machine shows"):
+        place(**ARGS | {"accelerator": "cuda", "devices": "99"})
+
+
+@pytest.mark.skipif(HAS_DEEPSPEED, reason="DeepSpeed is installed")
+def test_deepspeed_missing_names_the_extra(no_slurm):
+    with pytest.raises(UserError, match=r"frisket\[deepspeed\]"):
+        place(**ARGS | {"strategy": "deepspeed_stage_1"})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is not installed: pip install 'frisket[deepspeed]'")
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_trains_saves_a_folder_and_resumes(no_slurm, tmp_path, stage):
+    assert isinstance(place(**ARGS | {"strategy": f"deepspeed_stage_{stage}"})["strategy"], CPUDeepSpeed)
+    data = toy_shards(tmp_path / "data", 6)
+    strategy = f"deepspeed_stage_{stage}"
+    env = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path / "ext")}
+    first = frisket("train", *toy_run(data, tmp_path, strategy=strategy, max_steps=4, checkpoint_every=2), **env)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert (tmp_path / "train_sam" / "checkpoints" / "last.ckpt").is_dir()
+    again = frisket("train", *toy_run(data, tmp_path, strategy=strategy, max_steps=6, checkpoint_every=2), **env)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "continuing from" in again.stdout and "finished at step 6" in again.stdout
