@@ -117,8 +117,7 @@ def _finish(merged: Any, where: str) -> Any:
     if missing:
         raise UserError(f"{where} leaves {', '.join(missing)} unset: give it in the YAML or as {missing[0]}=…")
     try:
-        OmegaConf.resolve(merged)  # only now: an overridden ${oc.env:…} is never looked up
-        return OmegaConf.to_object(merged)
+        return OmegaConf.to_object(merged)  # resolves only now: an overridden ${oc.env:…} is never looked up
     except OmegaConfBaseException as error:
         hint = ": set that environment variable" if "Environment variable" in str(error) else ""
         raise UserError(f"{where}: {_line(error)}{_key(error)}{hint}") from error

@@ -1,9 +1,9 @@
 """Where pixels are: the Frame between a photograph and the model's input, resizing, boxes and mask overlap.
 
 Three frames, named everywhere: *original* (the photograph), *input* (longest side scaled to S, then zero-padded right
-and bottom to S x S) and *grid* (S/4 x S/4 over the padded input: the mask decoder's own resolution). Points and boxes are
-float (x, y) / (x0, y0, x1, y1). Pixel-index convention of SAM: integer (x, y) is the pixel at that column and row; the
-prompt encoder adds the half pixel. Source: SAM's released pre- and post-processing.
+and bottom to S x S) and *grid* (S/4 x S/4 over the padded input: the mask decoder's own resolution). Points and boxes
+are float (x, y) / (x0, y0, x1, y1). Pixel-index convention of SAM: integer (x, y) is the pixel at that column and
+row; the prompt encoder adds the half pixel. Source: SAM's released pre- and post-processing.
 """
 
 from dataclasses import dataclass

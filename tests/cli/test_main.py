@@ -28,6 +28,7 @@ def test_help_lists_every_verb(capsys):
         (["train", "recipe=train_sam", "trainer.max_step=3"], "did you mean 'max_steps'?"),
         (["train", "recipe=train_sam", "trainer.max_steps=0"], "trainer.max_steps=0 must be 1 or more"),
         (["train", "recipe=train_sam", "log.wandb=never"], "must be one of auto, online, offline, off"),
+        (["train", "recipe=train_sam", "trainer.precision=bf16"], "must be one of 32-true, bf16-mixed, 16-mixed"),
         (["train", "none.yaml"], "none.yaml does not exist"),
         (["show"], "nothing to show"),
     ],

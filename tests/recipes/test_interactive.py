@@ -111,7 +111,7 @@ def test_a_perfect_decoder_of_a_full_image_gets_ignored_clicks(batch_of: Callabl
     assert torch.isfinite(loss)
 
 
-@pytest.mark.parametrize(("says", "label"), [(-20.0, FOREGROUND), (20.0, BACKGROUND)])
+@pytest.mark.parametrize(("says", "label"), [(-20.0, FOREGROUND), (20.0, BACKGROUND), (0.1, BACKGROUND)])
 def test_clicks_fall_in_the_error(batch: Batch, says: float, label: int) -> None:
     oracle, _, _ = session(torch.full((5, 16, 16), says), batch)
     cells, labels = clicks_of(oracle)

@@ -1,4 +1,4 @@
-"""`frisket eval YAML… key=value…`: checkpoints in, numbers out: a table, eval.json, per_image.csv and a picture of masks.
+"""`frisket eval YAML… key=value…`: checkpoints in, numbers out: a table, eval.json, per_image.csv, a picture of masks.
 
     frisket eval configs/eval_miou.yaml data=SHARDS checkpoint=[teacher:runs/train_sam,runs/finetune_decoder]
 
@@ -29,8 +29,8 @@ BASELINE = "box fill (baseline)"
 class EvalConfig:
     """What to judge and where to write.
 
-    checkpoint: models, in the table's order; data: prepared shards (folder, glob or braces); image_size: input side, the
-    model's own when unset; limit: first n photographs only; pictures: rows of the picture (0 for none).
+    checkpoint: models, in the table's order; data: prepared shards (folder, glob or braces); image_size: input side,
+    the model's own when unset; limit: first n photographs only; pictures: rows of the picture (0 for none).
     """
 
     checkpoint: list[str] = field(default_factory=list)
@@ -74,8 +74,12 @@ def run(files: list[str], overrides: list[str]) -> int:
 
     numbers = {label: result.numbers() for label, result in results.items()}
     out = Path(settings.out)
-    write_json(out / "eval.json", {"protocol": miou.PROTOCOL, "image_size": side, "data": settings.data, "models": numbers})
-    write_rows(out / "per_image.csv", ({"model": label} | row for label, result in results.items() for row in result.rows))
+    write_json(
+        out / "eval.json", {"protocol": miou.PROTOCOL, "image_size": side, "data": settings.data, "models": numbers}
+    )
+    write_rows(
+        out / "per_image.csv", ({"model": label} | row for label, result in results.items() for row in result.rows)
+    )
     print(table(numbers))
     print(f"numbers: {out / 'eval.json'}   per image: {out / 'per_image.csv'}")
     if panels:
@@ -98,7 +102,7 @@ def load_all(names: list[str], device: str) -> dict[str, Sam]:
 
 
 def row_of(truth: miou.Truth, masks: dict[str, Tensor]) -> list[Panel]:
-    """One row of the picture: the photograph, each model's masks with their mean IoU, the truth. The 12 largest masks."""
+    """One row of the picture, 12 largest masks: the photograph, each model's masks with their mean IoU, the truth."""
     image = truth.batch.images[0, :, : truth.frame.size[0], : truth.frame.size[1]]
     largest = truth.masks.flatten(1).sum(1).argsort(descending=True)[:12]
     drawn = [(label, found[largest]) for label, found in masks.items()] + [("truth", truth.masks[largest])]

@@ -1,6 +1,7 @@
 """`frisket show YAML… key=value…`: print the resolved configuration, defaults included; nothing is run.
 
-The schema is found from the keys: `recipe:` is a training run, `source:` a preparation, anything else an evaluation.
+The schema is found from the keys: `recipe:` is a training run, `source:` a preparation; anything else is the verb whose
+config knows most of the keys (an unknown one is then refused by it).
 """
 
 import importlib
@@ -9,6 +10,12 @@ from collections.abc import Sequence
 from frisket import config as settings
 from frisket.cli.train import recipe_module
 from frisket.errors import UserError
+
+VERBS = (
+    ("frisket.cli.eval", "EvalConfig"),
+    ("frisket.cli.predict", "PredictConfig"),
+    ("frisket.bench.harness", "BenchConfig"),
+)
 
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:
@@ -25,4 +32,8 @@ def schema(files: Sequence[str], overrides: Sequence[str]) -> type:
         return recipe_module(files, overrides).Config
     if settings.peek(files, overrides, "source"):
         return importlib.import_module("frisket.cli.prep").PrepConfig
-    return importlib.import_module("frisket.cli.eval").EvalConfig
+    given = {key for file in files for key in settings.read(file)} | {
+        o.partition("=")[0].split(".")[0] for o in overrides
+    }
+    known = {f"{module}.{name}": getattr(importlib.import_module(module), name) for module, name in VERBS}
+    return min(known.values(), key=lambda schema: len(given - set(settings.keys(schema))))

@@ -31,6 +31,8 @@ from frisket.engine.strategy import exits_for_all, place
 from frisket.errors import UserError, nearest
 from frisket.recipes.base import Recipe, RecipeConfig
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Train until trainer.max_steps, or until asked to stop. Returns the exit code; raises UserError."""
@@ -68,6 +70,8 @@ def check(config: RecipeConfig) -> None:
     }.items():
         if value < 1:
             raise UserError(f"{key}={value} must be 1 or more")
+    if t.precision not in PRECISIONS:  # a `-true` half precision would train without fp32 master weights
+        raise UserError(f"trainer.precision={t.precision} must be one of {', '.join(PRECISIONS)}")
     log.wandb = {"False": "off", "True": "auto"}.get(log.wandb, log.wandb)  # YAML reads a bare off as false
     if log.wandb not in ("auto", "online", "offline", "off"):
         raise UserError(f"log.wandb={log.wandb} must be one of auto, online, offline, off")
@@ -175,7 +179,7 @@ def _remember(config: RecipeConfig, folder: RunDir, resume: Path | None) -> None
     """Say what happens, name the settings that changed since the last start, and save the config."""
     say(f"{config.recipe}: {folder.path}, " + (f"continuing from {resume}" if resume else "from the start"))
     if resume and folder.config.exists():
-        before, now = _flat(settings.read(folder.config)), settings.flatten(config)
+        before, now = _flat(settings.read(folder.config)), _flat(settings.flatten(config))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 say(f"  changed since the last start: {key}: {before.get(key)} -> {now.get(key)}")
@@ -185,7 +189,7 @@ def _remember(config: RecipeConfig, folder: RunDir, resume: Path | None) -> None
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
         return {k: v for key, inner in tree.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): tree}
+    return {prefix.rstrip("."): list(tree) if isinstance(tree, tuple) else tree}
 
 
 def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir) -> None:
@@ -225,5 +229,6 @@ def _quiet() -> None:
         ".*Checkpoint directory.*",
         ".*`srun` command is available.*",
         ".*is smaller than the logging interval.*",
+        ".*sync_dist=True.*",  # the metrics add over ranks themselves
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -1,9 +1,10 @@
 """Box and click mIoU over prepared shards, at the photograph's own resolution. The first of the evaluation tasks.
 
 Run `frisket eval configs/eval_miou.yaml checkpoint=runs/finetune_decoder data=SHARDS`. Protocol (named in every
-result): each mask gives one prompt (its box from the annotation, or its innermost pixel on the mask padded by one pixel), the
-decoder answers with three masks, the one with the highest predicted IoU is brought to the original size and thresholded
-at 0, and IoU is counted there. Means are over masks. `box_fill` is the baseline that answers the prompt box itself.
+result): each mask gives one prompt (its box from the annotation, or its innermost pixel on the mask padded by one
+pixel), the decoder answers with three masks, the one with the highest predicted IoU is brought to the original size
+and thresholded at 0, and IoU is counted there. Means are over masks. `box_fill` is the baseline that answers the
+prompt box itself.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """What every recipe shares: config, the trained Sam, optimizer, names in the log, validation by box and by click.
 
-A recipe is a file beside this one with `class Config(RecipeConfig)` and `class Module(Recipe)`; it defines `build_sam`
-and `training_step`. `frisket train configs/<recipe>.yaml` runs it. Randomness is a function of (seed, step, rank, keys),
-so a resumed run repeats an uninterrupted one without storing generator states.
+A recipe is a file beside this one with `class Config(RecipeConfig)` and `class Module(Recipe)`; it defines
+`build_sam` and `training_step`. `frisket train configs/<recipe>.yaml` runs it. Randomness is a function of (seed,
+step, rank, keys), so a resumed run repeats an uninterrupted one without storing generator states.
 """
 
 import copy
