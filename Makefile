@@ -13,7 +13,7 @@ DATA ?=
 DEMO ?= demo/$(SOURCE)
 ifeq ($(DATA),)
 SOURCE := synthetic
-TRAIN_DATA := count=600 samples_per_shard=75
+TRAIN_DATA := count=400 samples_per_shard=50
 VAL_DATA := count=60 samples_per_shard=30
 else
 SOURCE := bsds500

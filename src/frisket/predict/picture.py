@@ -7,13 +7,15 @@ Look    (our choice) a mask is its colour at half strength inside a thin white l
         what follows two spaces in it is set at the right in the accent colour.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from frisket.geometry import mask_iou
 
 Photo = Image.Image | np.ndarray | Tensor
 """A PIL image, uint8 (H, W, 3) array, or uint8 (3, H, W) tensor."""
@@ -131,6 +133,18 @@ def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], *, width: int = 320,
 def comparison(rows: Sequence[Sequence[Panel]], *, width: int = 320) -> Image.Image:
     """A sheet of panels, one row per photograph: image | teacher | student | truth, say."""
     return grid([[(panel.title, _draw(panel, width)) for panel in row] for row in rows], width=width)
+
+
+def row(photo: Photo, title: str, columns: Mapping[str, Tensor], truth: Tensor) -> list[Panel]:
+    """One row of a comparison: the photograph under `title`, each model's masks with their mean IoU, the truth.
+
+    columns: {label: bool (M, h, w)}; truth: bool (M, h, w), at the same resolution; mask i answers truth i.
+    """
+    panels = [Panel(photo, title=title)]
+    for label, masks in columns.items():
+        mean = f"  IoU {float(mask_iou(masks, truth).mean()):.2f}" if len(truth) else ""
+        panels.append(Panel(photo, masks=masks, title=label + mean))
+    return [*panels, Panel(photo, masks=truth, title="truth")]
 
 
 def _draw(panel: Panel, width: int) -> Image.Image:

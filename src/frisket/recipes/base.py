@@ -105,8 +105,8 @@ class Recipe(L.LightningModule):
         """Build and initialise the model that this recipe trains."""
 
     def gallery_columns(self, batch: Batch) -> dict[str, Tensor]:
-        """{title: bool masks (N, G, G)} to show beside the image: here the model by box, and the truth."""
-        return {"student": self.predict_boxes(self.sam, batch), "truth": batch.masks}
+        """{title: bool masks (N, G, G)} to show beside the image: here the model by box. The truth is added."""
+        return {"student": self.predict_boxes(self.sam, batch)}
 
     def stamp(self) -> Stamp | None:
         """Which stored teacher embeddings this recipe accepts; None when it uses none."""
