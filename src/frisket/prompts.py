@@ -73,7 +73,7 @@ def central_pixels(masks: np.ndarray) -> np.ndarray:
         if mask.any():
             ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))  # distances need only the tight box
             crop = mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-            distance = ndimage.distance_transform_edt(np.pad(crop, 1))[1:-1, 1:-1]
+            distance = np.asarray(ndimage.distance_transform_edt(np.pad(crop, 1)))[1:-1, 1:-1]
             y, x = np.unravel_index(int(distance.argmax()), distance.shape)
             points[row] = (x + xs[0], y + ys[0])
     return points

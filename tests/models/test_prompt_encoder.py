@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from frisket.models.prompt_encoder import IGNORED, PADDING, PromptEncoder
+from frisket.models.prompt_encoder import PromptEncoder
+from frisket.sample import IGNORED, PADDING
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from frisket.models.prompt_encoder import IGNORED
 from frisket.models.sam import PIXEL_MEAN, PIXEL_STD, Sam
-from frisket.sample import Prompts
+from frisket.sample import IGNORED, Prompts
 
 TOLERANCE = 1e-4
 

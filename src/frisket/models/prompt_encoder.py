@@ -13,13 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from frisket.models.blocks import LayerNorm2d
-
-BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = 0, 1, 2, 3
-"""Labels of points. A box is the points TOP_LEFT and BOTTOM_RIGHT, so rows of one batch may mix boxes and clicks."""
-PADDING = -1
-"""SAM's own padding: position dropped, `not_a_point` instead. The token exists and takes part in attention."""
-IGNORED = -2
-"""No token at all: excluded exactly in the decoder, so rows with fewer points equal the unpadded ones."""
+from frisket.sample import BOTTOM_RIGHT, IGNORED, PADDING, TOP_LEFT
 
 
 class FourierPosition(nn.Module):

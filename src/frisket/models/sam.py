@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from frisket.models.mask_decoder import MaskDecoder
-from frisket.models.prompt_encoder import IGNORED, PromptEncoder
-from frisket.sample import Prediction, Prompts
+from frisket.models.prompt_encoder import PromptEncoder
+from frisket.sample import IGNORED, Prediction, Prompts
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
