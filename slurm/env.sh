@@ -27,7 +27,8 @@ launch() {
   srun --wait=60 "$@" || code=$?
   echo "$(date '+%F %T') job $SLURM_JOB_ID left with code $code"
   if [ "$code" = 75 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    # Slurm now ends this script. Leaving first would race with it, and could mark the job FAILED instead of pending.
+    scontrol requeue "$SLURM_JOB_ID" && sleep 300
   fi
   return "$code"
 }

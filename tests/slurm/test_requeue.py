@@ -50,6 +50,10 @@ def test_distill_is_requeued_resumes_and_feeds_the_decoder(slurm, tiny_teacher, 
         found = re.search(r"JobState=(\w+)", shown())
         return found[1] if found else ""
 
+    def nodes() -> set[str]:
+        done = subprocess.run(["sinfo", "-h", "-N", "-o", "%T"], env=env, capture_output=True, text=True, timeout=30)
+        return set(done.stdout.split())
+
     def steps() -> list[int]:
         return [int(row["step"]) for row in read_csv(run / "metrics.csv") if row["train/loss"]]
 
@@ -67,6 +71,10 @@ def test_distill_is_requeued_resumes_and_feeds_the_decoder(slurm, tiny_teacher, 
     assert steps() == list(range(1, stopped + 1))
     assert f"stopped on request at step {stopped};" in log.read_text()
     wait("the job to pend", lambda: state() == "PENDING", log)
+    # Slurm itself waits two minutes. Released earlier, the exit code of the killed first start may arrive during the
+    # second and be taken for it (seen: the job was marked FAILED as it started).
+    wait("the nodes to be free", lambda: nodes() == {"idle"}, log)
+    time.sleep(6)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=env, check=True, timeout=30)
     wait("the end", lambda: state() in ("COMPLETED", "FAILED"), log)
 
