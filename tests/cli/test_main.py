@@ -1,7 +1,10 @@
 """The command line: verbs, help, the split of arguments, mistakes in one sentence with exit code 2."""
 
+import os
+import subprocess
+
 import pytest
-from toyrun import frisket, toy_run, toy_shards
+from toyrun import command, environment, frisket, toy_run, toy_shards
 
 from frisket import __version__
 from frisket.cli.main import VERBS, main, split
@@ -38,6 +41,27 @@ def test_a_mistake_is_one_sentence_and_code_2(capsys, words, sentence):
     said = capsys.readouterr().err
     assert sentence in said
     assert said.startswith("frisket: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "stream"),
+    [
+        (["--help"], "stdout"),
+        (["prep", "source=synthetic", "count=1", "side=64", "workers=1", "out=out"], "stdout"),
+        (["trian"], "stderr"),
+    ],
+)
+def test_a_reader_that_went_away_is_no_traceback(tmp_path, words, stream, unbuffered):
+    """As `frisket … | head -1`, but for sure: the pipe has no reader from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
+    env = environment(PYTHONUNBUFFERED=unbuffered)
+    done = subprocess.run(command(*words), env=env, cwd=tmp_path, text=True, timeout=240, **pipes)
+    os.close(writer)
+    assert done.returncode == 1
+    assert not done.stdout and not done.stderr
 
 
 def test_split():

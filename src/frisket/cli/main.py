@@ -3,12 +3,16 @@
     frisket train configs/distill_lightening.yaml optim.lr=1e-4
 
 Only the chosen verb's module is imported. Exit codes: 0 done; 2 a mistake in what was asked (one sentence on stderr);
-75 stopped on request with a checkpoint, run it again to go on; 130 interrupted from the keyboard.
+75 stopped on request with a checkpoint, run it again to go on; 130 interrupted from the keyboard; 1 also when whoever
+read the output went away (`frisket … | head`).
 """
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from frisket import __version__
 from frisket.engine.signals import held
@@ -77,8 +81,26 @@ def _run(verb: str, files: list[str], overrides: list[str]) -> int:
 
 
 def entry() -> None:
-    """The console script: exit with main's code."""
-    sys.exit(main())
+    """The console script: exit with main's code, and quietly with 1 when the reader of a pipe has gone."""
+    try:
+        code = main()
+        if sys.stdout is not None:  # `>&-` gives Python no stdout at all
+            sys.stdout.flush()  # here, where a closed pipe can still be caught, not at the interpreter's exit
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _unread(stream)]
+        if not gone:  # another pipe broke, one to a worker say
+            raise
+        for stream in gone:  # what is still buffered goes nowhere, and raises nothing when Python flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether `stream` is a pipe (or socket) that nobody reads any more."""
+    poll = select.poll()
+    poll.register(stream, 0)  # POLLERR and POLLHUP are always reported
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":

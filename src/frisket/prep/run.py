@@ -57,6 +57,8 @@ def prep(config: PrepConfig) -> dict[str, int]:
     """
     try:
         return _prep(_complete(config))
+    except BrokenPipeError:  # whoever read our lines went away: nothing a person must mend
+        raise
     except OSError as error:
         what = error.filename or config.out
         raise UserError(f"{what}: {error.strerror or error}; mend that and run the same command again") from error
