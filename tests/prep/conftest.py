@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frisket.prep.records import encode_jpeg, record_json
+from frisket.data.sa1b import encode_jpeg
+from frisket.prep.records import record_json
 
 MakeTar = Callable[..., Path]
 
@@ -24,7 +25,7 @@ def photo() -> Callable[..., tuple[bytes, bytes]]:
         masks = [np.zeros(size, bool), np.zeros(size, bool)]
         masks[0][5:30, 10:40] = True
         masks[1][20:50, 30:75] = True
-        return encode_jpeg(pixels, 90), record_json(image_id, f"sa_{image_id}.jpg", size, masks)
+        return encode_jpeg(pixels), record_json(image_id, f"sa_{image_id}.jpg", size, masks)
 
     return make
 

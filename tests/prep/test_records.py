@@ -4,13 +4,13 @@ import hashlib
 
 import numpy as np
 import pytest
+import simplejpeg
 
-from frisket.data.sa1b import check_record, jpeg_size, parse
+from frisket.data.sa1b import check_record, encode_jpeg, jpeg_size, parse
 from frisket.errors import UserError
 from frisket.kernels import rle
 from frisket.prep.records import (
     distinct,
-    encode_jpeg,
     interior_point,
     percent,
     record_json,
@@ -95,9 +95,10 @@ def test_shrunk_jpeg_keeps_its_json() -> None:
     pixels = np.repeat(np.linspace(0, 255, 120).astype(np.uint8)[None, :, None], 90, 0).repeat(3, 2)
     mask = np.zeros(size, bool)
     mask[10:50, 20:60] = True
-    jpg, data = encode_jpeg(pixels, 95), record_json(1, "a.jpg", size, [mask])
+    jpg, data = encode_jpeg(pixels, quality=95), record_json(1, "a.jpg", size, [mask])
     small = shrink_jpeg(jpg, size, 60, 95, where="test")
     assert jpeg_size(small) == (45, 60)
+    assert simplejpeg.decode_jpeg_header(small)[3] == "444"
     assert len(check_record("a", small, data)) == 1  # a smaller JPEG beside the original's json is a valid record
     assert shrink_jpeg(jpg, size, 120, 95, where="test") is jpg
     assert shrink_jpeg(jpg, size, None, 95, where="test") is jpg

@@ -108,6 +108,10 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split=train, now it is val"):
         prep(synthetic(tmp_path, split="val"))
     prep(synthetic(tmp_path, workers=2, strict=True))  # how it runs is nobody's business
+    prep(synthetic(tmp_path, jpeg_quality=50))  # without image_side no JPEG is made smaller
+    prep(synthetic(tmp_path / "small", image_side=48))
+    with pytest.raises(UserError, match="jpeg_quality=90, now it is 50"):
+        prep(synthetic(tmp_path / "small", image_side=48, jpeg_quality=50))
 
 
 def test_inputs_may_grow_but_not_shrink(meta: Path, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.io
 
-from frisket.data.sa1b import jpeg_size, parse
+from frisket.data.sa1b import encode_jpeg, jpeg_size, parse
 from frisket.data.shards import IndexedShards, expand
 from frisket.errors import UserError
 from frisket.prep.bsds500 import regions
-from frisket.prep.records import PrepConfig, distinct, encode_jpeg, suitable
+from frisket.prep.records import PrepConfig, distinct, suitable
 from frisket.prep.run import prep
 
 SIZE = (48, 64)
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
         ground_truth(root / f"groundTruth/train/{n}.mat", *segmentations)
         (root / "images/train").mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(n).integers(0, 255, (*SIZE, 3), np.uint8)
-        (root / f"images/train/{n}.jpg").write_bytes(encode_jpeg(pixels, 90))
+        (root / f"images/train/{n}.jpg").write_bytes(encode_jpeg(pixels))
     return tmp_path
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import simplejpeg
 import torch
 from scipy import ndimage
 
-from frisket.data.sa1b import decode_jpeg
+from frisket.data.sa1b import QUALITY, decode_jpeg, encode_jpeg
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
 from frisket.kernels import rle
@@ -39,7 +38,7 @@ class PrepConfig:
     samples_per_shard: int = 1000  # [bsds500, synthetic] also the size of a unit
     shard_bytes: int = 1_000_000_000
     image_side: int | None = None  # longest side of the stored JPEG; None keeps the bytes. The json never changes
-    jpeg_quality: int = 92
+    jpeg_quality: int = QUALITY  # of a JPEG that image_side makes smaller; its chroma is not subsampled
     input_sha256: bool = False  # [sa1b] note the sha256 of every input tar in index.json (reads it once more)
     min_area: int = 100  # [bsds500, synthetic] pixels
     max_fraction: float = 0.9  # [bsds500, synthetic] of the image
@@ -182,11 +181,6 @@ def record_json(image_id: int, file_name: str, size: tuple[int, int], masks: Seq
 # ---------------------------------------------------------------- JPEG
 
 
-def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """uint8 (h, w, 3) RGB -> JPEG with 4:2:0 chroma, as photographs have."""
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="420")
-
-
 def shrink_jpeg(jpg: bytes, size: tuple[int, int], side: int | None, quality: int, *, where: str) -> bytes:
     """The JPEG with its longest side reduced to `side` by SAM's rule; its own bytes when it is no larger (or None).
 
@@ -196,4 +190,4 @@ def shrink_jpeg(jpg: bytes, size: tuple[int, int], side: int | None, quality: in
         return jpg
     small = Frame.fit(size, side).size
     image = resize_image(decode_jpeg(jpg, where=where, at_least=small), small)
-    return encode_jpeg(image.permute(1, 2, 0).contiguous().to(torch.uint8).numpy(), quality)
+    return encode_jpeg(image.permute(1, 2, 0).contiguous().to(torch.uint8).numpy(), quality=quality)

@@ -141,7 +141,8 @@ def _task(text: str) -> tuple[int, int]:
 
 
 def _settings(config: PrepConfig) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_SETTINGS}
+    idle = NOT_SETTINGS | ({"jpeg_quality"} if config.image_side is None else set())
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in idle}
 
 
 def _stem(config: PrepConfig) -> str:
@@ -161,7 +162,7 @@ def _claim(config: PrepConfig, out: Path, units: list[Unit]) -> None:
     path, settings = out / ".prep" / "settings.json", _settings(config)
     if path.is_file():
         before = json.loads(path.read_text())
-        for name in sorted(settings.keys() | before.keys()):
+        for name in sorted(settings):  # one that is there no more has no effect now
             if before.get(name) != settings.get(name):
                 raise UserError(
                     f"{out} was prepared with {name}={before.get(name)}, now it is {settings.get(name)}: "

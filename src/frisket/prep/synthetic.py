@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from frisket.data.sa1b import encode_jpeg
 from frisket.errors import UserError
 from frisket.prep.records import (
     PrepConfig,
@@ -27,7 +28,6 @@ from frisket.prep.records import (
     Reject,
     Unit,
     distinct,
-    encode_jpeg,
     percent,
     record_json,
     selected,
@@ -61,7 +61,8 @@ def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
         masks = distinct(masks, iou=config.dedupe_iou)
         key = f"syn_{config.split}_{number:06d}"
         size = (pixels.shape[0], pixels.shape[1])
-        yield Record(key, encode_jpeg(pixels, config.jpeg_quality), record_json(number, f"{key}.jpg", size, masks))
+        jpg = encode_jpeg(pixels, quality=92, chroma="420")  # an original, so as a camera writes it
+        yield Record(key, jpg, record_json(number, f"{key}.jpg", size, masks))
 
 
 # ---------------------------------------------------------------- the scene
