@@ -133,6 +133,27 @@ def test_lone_halves_and_doubles_are_named(tmp_path, raw_tar, record, wrap):
     assert "no .jpg" in rejected["sa_2"] and "twice" in rejected["sa_1"]
 
 
+def bytes_read() -> int:
+    """What this process has read from files and pipes so far."""
+    return int(next(line.split()[1] for line in open("/proc/self/io") if line.startswith("rchar")))
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_what_keep_refuses_is_stepped_over(tmp_path, raw_tar, record, wrap):
+    big = b"x" * 1_000_000  # no photograph: whoever looked inside would complain
+    members = [(f"sa_{n}.{ext}", big) for n in range(8) for ext in ("jpg", "json")]
+    mine = record(8)
+    tar = raw_tar(tmp_path / "x.tar", [("sa_9.jpg", big), *members, *((f"sa_8.{e}", mine[e]) for e in ("json", "jpg"))])
+    size = tar.stat().st_size
+    if wrap:
+        tar.write_bytes(gzip.compress(tar.read_bytes(), compresslevel=1))
+    before = bytes_read()
+    # no on_reject: the lone half sa_9.jpg would raise
+    got = dict(read_pairs(tar, keep=lambda key: key == "sa_8"))
+    assert got == {"sa_8": {"jpg": mine["jpg"], "json": mine["json"]}}
+    assert bytes_read() - before < size / 10
+
+
 def test_lone_half_in_an_indexed_shard(tmp_path, raw_tar, record):
     tar = raw_tar(tmp_path / "x.tar", [("sa_1.jpg", record(1)["jpg"])])
     with pytest.raises(UserError, match=r"x\.tar, sample sa_1: no \.json"):

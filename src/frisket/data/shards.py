@@ -136,13 +136,17 @@ class IndexedShards(torch.utils.data.Dataset):
 # ---------------------------------------------------------------- reading in one pass
 
 
+Keep = Callable[[str], bool]
+
+
 def read_pairs(
-    tar: Path | str, on_reject: Callable[[str, str], None] | None = None
+    tar: Path | str, on_reject: Callable[[str, str], None] | None = None, *, keep: Keep = lambda key: True
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, {"jpg": bytes, "json": bytes}) of any SA-1B style tar: flat or in a folder, in any order, maybe gzip.
 
     Plain tars: one pass over the headers, then two preads per sample; memory is one sample. Gzip-wrapped tars: one
-    streaming pass that holds only halves still without a partner (all of one kind in the worst order).
+    streaming pass that holds only halves still without a partner (all of one kind in the worst order). Samples whose
+    key `keep` refuses are stepped over: their bytes are not read (gzip must unpack them) and their faults not told.
     `on_reject(key, reason)` receives lone halves, doubles, and ("*", reason) for a tar that breaks off, whose whole
     samples are still yielded; without it each of these raises UserError. No tar at all always raises UserError.
     """
@@ -155,15 +159,17 @@ def read_pairs(
         on_reject(key, reason)
 
     try:
-        yield from (_read_gzip if is_gzip(tar) else _read_plain)(tar, reject)
+        yield from (_read_gzip if is_gzip(tar) else _read_plain)(tar, reject, keep)
     except OSError as error:
         raise UserError(f"shard {tar} cannot be read: {error.strerror or error}") from error
 
 
-def _read_plain(tar: Path, reject: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _read_plain(tar: Path, reject: Callable[[str, str], None], keep: Keep) -> Iterator[tuple[str, dict[str, bytes]]]:
     parts: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         for key, ext, offset, size in scan(tar, PAIR):
+            if not keep(key):
+                continue
             if ext in parts.setdefault(key, {}):
                 reject(key, f"member .{ext} is there twice, the first one counts")
             else:
@@ -182,7 +188,7 @@ def _read_plain(tar: Path, reject: Callable[[str, str], None]) -> Iterator[tuple
         os.close(fd)
 
 
-def _read_gzip(tar: Path, reject: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _read_gzip(tar: Path, reject: Callable[[str, str], None], keep: Keep) -> Iterator[tuple[str, dict[str, bytes]]]:
     waiting: dict[str, dict[str, bytes]] = {}
     done: set[str] = set()
     last = "the beginning"
@@ -190,7 +196,7 @@ def _read_gzip(tar: Path, reject: Callable[[str, str], None]) -> Iterator[tuple[
         with gzip.open(tar, "rb") as plain, tarfile.open(fileobj=plain, mode="r|") as archive:
             for member in archive:
                 key, ext = split_name(member.name)
-                if not member.isfile() or not key or ext not in PAIR:
+                if not member.isfile() or not key or ext not in PAIR or not keep(key):
                     continue
                 data = archive.extractfile(member).read()  # type: ignore[union-attr]  # isfile() was checked
                 if len(data) != member.size:

@@ -28,17 +28,12 @@ def units(config: PrepConfig) -> list[Unit]:
 
 
 def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
-    """The tar's records in the subset, bytes untouched. `reject` gets lone halves and where a tar breaks off."""
+    """The tar's records in the subset, bytes untouched. `reject` gets its lone halves and where the tar breaks off."""
     share = percent(config.subset)
 
     def chosen(key: str) -> bool:
         number = re.search(r"(\d+)$", key)
         return number is None or selected(int(number[1]), share)
 
-    def reject_chosen(key: str, reason: str) -> None:
-        if chosen(key):  # "*", the tar itself, ends in no number and always counts
-            reject(key, reason)
-
-    for key, pair in read_pairs(unit.payload, reject_chosen):
-        if chosen(key):
-            yield Record(key, pair["jpg"], pair["json"])
+    for key, pair in read_pairs(unit.payload, reject, keep=chosen):
+        yield Record(key, pair["jpg"], pair["json"])
