@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,7 +15,8 @@ import webdataset
 
 from frisket.data import shards as module
 from frisket.data.index import build_index, index_path
-from frisket.data.shards import IndexedShards, ShardWriter, expand, is_remote, read_pairs
+from frisket.data.pairs import read_pairs
+from frisket.data.shards import IndexedShards, ShardWriter, expand, is_remote
 from frisket.errors import UserError
 
 
@@ -176,13 +178,16 @@ def test_truncated_and_damaged_tars(tmp_path, raw_tar, record, where, wrap):
     rejected: dict[str, str] = {}
     got = dict(read_pairs(tar, on_reject=rejected.__setitem__))
     assert list(got) == ["sa_0", "sa_1"]
-    if wrap and where == "boundary":  # whole gzip stream, tar cut between members: only the end mark lacks
-        return
-    assert "*" in rejected
-    with pytest.raises(UserError, match=r"x\.tar is (cut off|damaged)"):
+    sentence = {
+        "inside": r"is cut off",
+        "boundary": r"is cut off after member sa_1\.json: the mark that ends a tar is missing",
+        "header": r"is damaged after member sa_1\.json",
+    }[where]
+    assert re.match(sentence, rejected["*"])
+    with pytest.raises(UserError, match=rf"^shard \S+/x\.tar {sentence}.*; download it again"):
         list(read_pairs(tar))
     if not wrap:
-        with pytest.raises(UserError, match=r"x\.tar is cut off.*download or write it again"):
+        with pytest.raises(UserError, match=rf"x\.tar {sentence}.*: download or write it again"):
             IndexedShards([tar])
 
 
@@ -193,6 +198,33 @@ def test_truncated_gzip(tmp_path, raw_tar, record):
     rejected: dict[str, str] = {}
     got = dict(read_pairs(tar, on_reject=rejected.__setitem__))
     assert 0 < len(got) < 4 and "cut off" in rejected["*"]
+
+
+def test_truncated_gzip_of_which_nothing_is_kept(tmp_path, raw_tar, record):
+    tar = raw_tar(tmp_path / "x.tar", [(f"sa_{n}.{e}", record(n)[e]) for n in range(4) for e in ("jpg", "json")])
+    tar.write_bytes(gzip.compress(tar.read_bytes()[:3000]))
+    with pytest.raises(UserError, match=r"x\.tar is cut off after member sa_"):
+        list(read_pairs(tar, keep=lambda key: False))
+
+
+@pytest.mark.parametrize("lost", [1, 8])
+def test_gzip_without_its_trailer(tmp_path, raw_tar, record, lost):
+    tar = raw_tar(tmp_path / "x.tar", [(f"sa_1.{e}", record(1)[e]) for e in ("jpg", "json")])
+    tar.write_bytes(gzip.compress(tar.read_bytes())[:-lost])
+    with pytest.raises(UserError, match=r"x\.tar is cut off after member sa_1\.json"):
+        list(read_pairs(tar))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 20])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_any_end_mark_will_do(tmp_path, raw_tar, record, blocks, wrap):
+    """One block of zeros is enough: some programs write no second, and most pad to 20."""
+    tar = raw_tar(tmp_path / "x.tar", [(f"sa_1.{e}", record(1)[e]) for e in ("jpg", "json")])
+    index = build_index(tar)
+    end = -(-int((index.offsets + index.sizes).max()) // 512) * 512
+    plain = tar.read_bytes()[:end] + bytes(512 * blocks)
+    tar.write_bytes(gzip.compress(plain) if wrap else plain)
+    assert list(dict(read_pairs(tar))) == ["sa_1"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Source sa1b on tars as they come: folders, gzip, order, broken and bad members, subset, smaller JPEGs."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,30 @@ def test_a_tar_that_breaks_off_gives_its_whole_part(
     tar.write_bytes(whole)  # downloaded again: its size differs, so this unit alone is done again
     assert prep(config(meta, tmp_path / "out"))["images"] == 12
     assert rejections(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("gz", [False, True])
+def test_a_tar_cut_between_two_members_is_noticed(
+    gz: bool,
+    photo: Callable[..., tuple[bytes, bytes]],
+    make_tar: Callable[..., Path],
+    rejections: Callable[[Path], list[dict[str, str]]],
+    tmp_path: Path,
+) -> None:
+    pairs = {n: photo(n) for n in (1, 2)}
+    tar = make_tar(
+        tmp_path / "meta/sa_000000.tar",
+        [(f"sa_{n}.{e}", d) for n, both in pairs.items() for e, d in zip(("jpg", "json"), both)],
+    )
+    first = sum(512 + -(-len(data) // 512) * 512 for data in pairs[1])
+    cut = tar.read_bytes()[:first]
+    tar.write_bytes(gzip.compress(cut) if gz else cut)
+    assert prep(config(tar.parent, tmp_path / "out"))["images"] == 1
+    (row,) = rejections(tmp_path / "out")
+    assert (row["shard"], row["key"]) == (str(tar), "*")
+    assert row["reason"] == "is cut off after member sa_1.json: the mark that ends a tar is missing"
+    with pytest.raises(UserError, match=rf"^{tar} is cut off after member sa_1\.json: .* is missing; mend it, or"):
+        prep(config(tar.parent, tmp_path / "strict", strict=True))
 
 
 def test_a_web_page_instead_of_a_tar_is_one_sentence(tmp_path: Path) -> None:

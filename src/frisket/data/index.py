@@ -67,8 +67,18 @@ def scan(tar: Path, exts: Sequence[str]) -> Iterator[tuple[str, str, int, int]]:
         # tarfile takes a damaged header for the end of the archive; only a block of zeros is the end.
         with open(tar, "rb") as f:
             f.seek(archive.offset)  # type: ignore[attr-defined]
-            if f.read(BLOCK) != bytes(BLOCK):
-                raise BrokenTar(f"is cut off or damaged after {last}")
+            check_end(f.read(BLOCK), last)
+
+
+def check_end(tail: bytes, last: str) -> None:
+    """Raise BrokenTar unless `tail`, what follows the last member, begins with the block of zeros that ends a tar.
+
+    A download cut exactly between two members has no other sign: each program that writes tars writes that mark.
+    """
+    if len(tail) < BLOCK:
+        raise BrokenTar(f"is cut off after {last}: the mark that ends a tar is missing")
+    if tail[:BLOCK] != bytes(BLOCK):
+        raise BrokenTar(f"is damaged after {last}")
 
 
 @dataclass

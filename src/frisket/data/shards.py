@@ -1,4 +1,4 @@
-"""Tar shards: find them, read them by position or in one pass, write them whole or not at all.
+"""Tar shards: find them, read them by position, write them whole or not at all.
 
 Use     tars = expand("data/train/sa1b-{000000..000009}.tar"); dataset = IndexedShards(tars); raw = dataset[17]
         with ShardWriter(folder, "sa1b-train", max_count=1000) as out: out.write({"__key__": key, "jpg": a, "json": b})
@@ -7,15 +7,12 @@ Source  our choice; writing goes through webdataset.TarWriter.
 """
 
 import glob
-import gzip
 import hashlib
 import logging
 import os
 import re
-import tarfile
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,7 @@ import numpy as np
 import torch.utils.data
 import webdataset
 
-from frisket.data.index import PAIR, BrokenTar, build_index, is_gzip, scan, split_name
+from frisket.data.index import PAIR, build_index
 from frisket.errors import UserError
 from frisket.files import atomic
 
@@ -131,97 +128,6 @@ class IndexedShards(torch.utils.data.Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
-
-
-# ---------------------------------------------------------------- reading in one pass
-
-
-Keep = Callable[[str], bool]
-
-
-def read_pairs(
-    tar: Path | str, on_reject: Callable[[str, str], None] | None = None, *, keep: Keep = lambda key: True
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, {"jpg": bytes, "json": bytes}) of any SA-1B style tar: flat or in a folder, in any order, maybe gzip.
-
-    Plain tars: one pass over the headers, then two preads per sample; memory is one sample. Gzip-wrapped tars: one
-    streaming pass that holds only halves still without a partner (all of one kind in the worst order). Samples whose
-    key `keep` refuses are stepped over: their bytes are not read (gzip must unpack them) and their faults not told.
-    `on_reject(key, reason)` receives lone halves, doubles, and ("*", reason) for a tar that breaks off, whose whole
-    samples are still yielded; without it each of these raises UserError. No tar at all always raises UserError.
-    """
-    tar = Path(tar)
-
-    def reject(key: str, reason: str) -> None:
-        if on_reject is None:
-            what = f"shard {tar}" if key == "*" else f"shard {tar}, sample {key}:"
-            raise UserError(f"{what} {reason}; download it again or let prep skip it with strict=false")
-        on_reject(key, reason)
-
-    try:
-        yield from (_read_gzip if is_gzip(tar) else _read_plain)(tar, reject, keep)
-    except OSError as error:
-        raise UserError(f"shard {tar} cannot be read: {error.strerror or error}") from error
-
-
-def _read_plain(tar: Path, reject: Callable[[str, str], None], keep: Keep) -> Iterator[tuple[str, dict[str, bytes]]]:
-    parts: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        for key, ext, offset, size in scan(tar, PAIR):
-            if not keep(key):
-                continue
-            if ext in parts.setdefault(key, {}):
-                reject(key, f"member .{ext} is there twice, the first one counts")
-            else:
-                parts[key][ext] = (offset, size)
-    except BrokenTar as error:
-        reject("*", str(error))
-    fd = os.open(tar, os.O_RDONLY)
-    try:
-        for key, have in parts.items():
-            lacking = [ext for ext in PAIR if ext not in have]
-            if lacking:
-                reject(key, f"has no .{lacking[0]} member")
-            else:
-                yield key, {ext: os.pread(fd, size, offset) for ext, (offset, size) in have.items()}
-    finally:
-        os.close(fd)
-
-
-def _read_gzip(tar: Path, reject: Callable[[str, str], None], keep: Keep) -> Iterator[tuple[str, dict[str, bytes]]]:
-    waiting: dict[str, dict[str, bytes]] = {}
-    done: set[str] = set()
-    last = "the beginning"
-    try:
-        with gzip.open(tar, "rb") as plain, tarfile.open(fileobj=plain, mode="r|") as archive:
-            for member in archive:
-                key, ext = split_name(member.name)
-                if not member.isfile() or not key or ext not in PAIR or not keep(key):
-                    continue
-                data = archive.extractfile(member).read()  # type: ignore[union-attr]  # isfile() was checked
-                if len(data) != member.size:
-                    raise BrokenTar(f"is cut off inside member {member.name}")
-                last = f"member {member.name}"
-                if key in done or ext in waiting.get(key, {}):
-                    reject(key, f"member .{ext} is there twice, the first one counts")
-                    continue
-                waiting.setdefault(key, {})[ext] = data
-                if len(waiting[key]) == len(PAIR):
-                    done.add(key)
-                    yield key, waiting.pop(key)
-            # To the end of the stream: proves the checksum, and that nothing but zeros follows the end mark.
-            while rest := plain.read(1 << 20):
-                if rest.count(0) != len(rest):
-                    raise BrokenTar(f"is damaged after {last}")
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        if last == "the beginning" and not isinstance(error, EOFError):
-            raise UserError(f"shard {tar} is not a tar file ({error}): download it again") from error
-        reject("*", f"is cut off after {last} ({error})")
-    except BrokenTar as error:
-        reject("*", str(error))
-    for key, have in waiting.items():
-        lacking = [ext for ext in PAIR if ext not in have]
-        reject(key, f"has no .{lacking[0]} member")
 
 
 # ---------------------------------------------------------------- writing

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from frisket.data.shards import expand, read_pairs
+from frisket.data.pairs import read_pairs
+from frisket.data.shards import expand
 from frisket.errors import UserError
 from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, selected, unit_name
 
