@@ -10,7 +10,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from frisket.callbacks import Gallery, Progress, Samples, Throughput, clock, panels, peak_flops
-from frisket.data.module import LoaderBatch
 from frisket.geometry import Frame
 from frisket.sample import Batch
 
@@ -22,7 +21,7 @@ def a_batch(side: int = 64) -> Batch:
     masks[1, 0:4, 0:4] = True
     masks[2, 4:8, 8:16] = True
     frames = [Frame.fit((64, 64), side), Frame.fit((32, 64), side)]
-    return LoaderBatch(  # as the loader gives it: Lightning cannot move a plain Batch with its frozen Frames
+    return Batch(
         keys=["a", "b"],
         images=torch.full((2, 3, side, side), 128, dtype=torch.uint8),
         masks=masks,

@@ -1,7 +1,9 @@
 """The words: prompts grow and are cut row by row, predictions pick by predicted or real IoU."""
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 
+from frisket.geometry import Frame
 from frisket.sample import BACKGROUND, FOREGROUND, Batch, Prediction, Prompts
 
 
@@ -50,3 +52,13 @@ def test_batch_counts_images_not_objects() -> None:
     empty = torch.zeros(0)
     batch = Batch(["a", "b"], empty, empty, empty, empty, empty, [], empty)
     assert batch.num_images == 2
+
+
+def test_a_batch_moves_its_tensors_and_keeps_the_rest() -> None:
+    frames = [Frame.fit((48, 64), 64)]
+    batch = Batch(["a"], *(torch.ones(1) for _ in range(5)), frames, torch.ones(1, 2))
+    moved = move_data_to_device(batch, torch.device("meta"))  # Lightning's way; Frames are frozen, which it refuses
+    assert type(moved) is Batch and moved.keys == ["a"] and moved.frames is frames and moved.embedding is None
+    tensors = (moved.images, moved.masks, moved.boxes, moved.areas, moved.image_index, moved.sizes)
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert batch.images.device.type == "cpu"

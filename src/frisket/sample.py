@@ -1,10 +1,11 @@
 """The words data, models, recipes and judges share: Sample, Batch, Prompts, Prediction.
 
 Shapes: B images, N objects (flat over the batch, `image_index` says whose), S input side, G = S/4 mask grid side.
-Frames (see frisket.geometry): boxes and points in *input* pixels, masks on the *grid*. These are plain (not frozen)
-dataclasses because Lightning's device transfer rebuilds them field by field.
+Frames (see frisket.geometry): boxes and points in *input* pixels, masks on the *grid*.
 """
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Samples side by side; objects flat.
+    """Samples side by side; objects flat. Torch pins it and Lightning moves it by its own `pin_memory` and `to`.
 
     images: uint8 (B, 3, S, S), zero-padded; masks: bool (N, G, G); boxes: float (N, 4) xyxy input px; areas: float (N,)
     original px; image_index: long (N,); sizes: long (B, 2) valid (h, w) of each input; embedding: float (B, 256, S/16,
@@ -61,6 +62,18 @@ class Batch:
     def num_images(self) -> int:
         """B."""
         return len(self.keys)
+
+    def pin_memory(self) -> "Batch":
+        """All tensors in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """All tensors on `device`; from pinned memory without waiting, which Lightning does not ask for by itself."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{k: function(v) for k, v in fields.items() if isinstance(v, Tensor)})
 
 
 @dataclass

@@ -7,7 +7,6 @@ Modes   indexed (local tars): exact, elastic resume. Streaming (`pipe:`, URLs, o
 Source  our choice.
 """
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from frisket.data import sa1b
@@ -65,22 +63,6 @@ class DataConfig:
 # ---------------------------------------------------------------- batch
 
 
-class LoaderBatch(Batch):
-    """A Batch that knows how torch pins and Lightning moves it (Frames are frozen, so generic code refuses them)."""
-
-    def pin_memory(self) -> "LoaderBatch":
-        """All tensors in page-locked memory."""
-        return self._each(Tensor.pin_memory)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "LoaderBatch":
-        """All tensors on `device`; from pinned memory without waiting, which Lightning does not ask for by itself."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
-
-    def _each(self, function: Callable[[Tensor], Tensor]) -> "LoaderBatch":
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{k: function(v) for k, v in fields.items() if isinstance(v, Tensor)})
-
-
 def collate(samples: list[Sample]) -> Batch:
     """Samples (at least one) -> Batch: images padded with zeros right and bottom, objects flat. N may be 0."""
     side = samples[0].frame.side
@@ -90,7 +72,7 @@ def collate(samples: list[Sample]) -> Batch:
         slot[:, :height, :width] = sample.image
     counts = torch.tensor([len(sample.masks) for sample in samples])
     embeddings = [sample.embedding for sample in samples if sample.embedding is not None]
-    return LoaderBatch(
+    return Batch(
         keys=[sample.key for sample in samples],
         images=images,
         masks=torch.cat([sample.masks for sample in samples]),
