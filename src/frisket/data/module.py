@@ -23,7 +23,7 @@ from frisket.data import sa1b
 from frisket.data.embeddings import Stamp, StoredEmbeddings, available
 from frisket.data.sampler import ElasticLoader, ElasticSampler, Failure, Loader, OnceSampler, Ticket
 from frisket.data.shards import IndexedShards, expand, is_remote
-from frisket.data.stream import StreamLoader
+from frisket.data.stream import Stream, StreamLoader
 from frisket.errors import UserError
 from frisket.sample import Batch, Sample
 
@@ -238,20 +238,17 @@ class ShardData(L.LightningDataModule):
                 f"data.epoch_images={c.epoch_images} must be set for streaming, to at least one global batch "
                 f"({world} ranks x {c.images_per_gpu} images)"
             )
-        return StreamLoader(
+        stream = Stream(
             [str(tar) for tar in self.train_tars],
             self._decode(),
             collate=collate_or_fail,
             batch_size=c.images_per_gpu,
-            epoch_images=c.epoch_images,
             rank=rank,
-            world=world,
             seed=c.seed,
             buffer=c.stream_buffer,
-            workers=c.workers,
-            pin=pin,
             skip=skip,
         )
+        return StreamLoader(stream, c.epoch_images // (c.images_per_gpu * world), workers=c.workers, pin=pin)
 
     def val_dataloader(self) -> Loader | Sequence[Any]:
         """Every validation sample once over all ranks (OnceSampler), the same masks each time; [] without data.val."""

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Stream(IterableDataset):
-    """Endless batches of one rank; `seeds` (seed, pass number, rank) and the worker's number fix what is drawn."""
+    """Endless batches of one rank; (seed, `number` of the pass, rank) and the worker's number fix what is drawn."""
 
     def __init__(
         self,
@@ -33,21 +33,23 @@ class Stream(IterableDataset):
         *,
         collate: Callable[[list], Any],
         batch_size: int,
-        seeds: tuple[int, int, int],
-        buffer: int,
-        skip: bool,
+        rank: int,
+        seed: int,
+        buffer: int = 256,
+        skip: bool = False,
     ) -> None:
         self.urls, self.decode, self.collate, self.batch_size = urls, decode, collate, batch_size
-        self.seeds, self.buffer, self.skip = seeds, buffer, skip
+        self.rank, self.seed, self.buffer, self.skip = rank, seed, buffer, skip
+        self.number = 0
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
-        seeds = (*self.seeds, worker.id if worker else 0)
-        number = int(np.random.SeedSequence(seeds).generate_state(1)[0])
+        seeds = (self.seed, self.number, self.rank, worker.id if worker else 0)
+        draw = int(np.random.SeedSequence(seeds).generate_state(1)[0])
         raws = webdataset.DataPipeline(
-            webdataset.ResampledShards(self.urls, seed=number, deterministic=True, worker_seed=lambda: 0),
+            webdataset.ResampledShards(self.urls, seed=draw, deterministic=True, worker_seed=lambda: 0),
             webdataset.tarfile_to_samples(),
-            webdataset.shuffle(self.buffer, initial=self.buffer // 4, rng=random.Random(number)),
+            webdataset.shuffle(self.buffer, initial=self.buffer // 4, rng=random.Random(draw)),
         )
         batch: list[Any] = []
         try:
@@ -76,36 +78,10 @@ class Stream(IterableDataset):
 
 
 class StreamLoader:
-    """`epoch_images // (batch_size * world)` batches per pass, each pass with its own seed; has Lightning's state."""
+    """`length` batches of `stream` per pass, each pass with its own number; has Lightning's state."""
 
-    def __init__(
-        self,
-        urls: list[str],
-        decode: Callable[..., Any],
-        *,
-        collate: Callable[[list], Any],
-        batch_size: int,
-        epoch_images: int,
-        rank: int,
-        world: int,
-        seed: int,
-        buffer: int = 256,
-        workers: int = 0,
-        pin: bool = False,
-        skip: bool = False,
-    ) -> None:
-        self.stream = Stream(
-            urls,
-            decode,
-            collate=collate,
-            batch_size=batch_size,
-            seeds=(seed, 0, rank),
-            buffer=buffer,
-            skip=skip,
-        )
-        self.seed, self.rank = seed, rank
-        self.length = epoch_images // (batch_size * world)
-        self.workers, self.pin = workers, pin
+    def __init__(self, stream: Stream, length: int, *, workers: int = 0, pin: bool = False) -> None:
+        self.stream, self.length, self.workers, self.pin = stream, length, workers, pin
         self.passes = 0  # passes begun; each draws other shards
         self.done = 0  # batches handed out in this pass
         self._resumed = False
@@ -114,7 +90,7 @@ class StreamLoader:
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
-        self.stream.seeds = (self.seed, self.passes, self.rank)
+        self.stream.number = self.passes
         self.passes += 1
         if not self._resumed or self.done >= self.length:
             self.done = 0
