@@ -97,6 +97,33 @@ def test_wrong_type_names_key_and_value(override: str, parts: list[str]) -> None
     assert all(part in text for part in parts), text
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("steps=", "steps"),
+        ("steps=null", "steps"),
+        ("on=", "on"),
+        ("optim=", "optim"),
+        ("optim.lr=", "optim.lr"),
+        ("optim.schedule=", "optim.schedule"),
+        ("optim={lr: }", "optim.lr"),
+        ("optim.blocks=", "optim.blocks"),
+        ("optim.betas=", "optim.betas"),
+        ("optim.blocks=[1,null]", "optim.blocks[1]"),
+    ],
+)
+def test_nothing_where_a_value_is_needed(override: str, key: str) -> None:
+    assert message([], [override]) == (
+        f"override '{override}': {key} is empty: give a value, or leave it out for the default"
+    )
+
+
+def test_nothing_in_a_file_and_where_nothing_is_a_value(write) -> None:
+    assert "a.yaml: optim.lr is empty: give" in message([write("optim:\n  lr:\n")])
+    assert config.load(Schema, [], ["name=x", "name="]).name is None
+    assert config.load(Schema, [], ["name=''"]).name == ""
+
+
 @pytest.mark.parametrize("override", ["steps", "=3", ""])
 def test_not_an_override(override: str) -> None:
     assert "write key=value" in message([], [override])

@@ -109,7 +109,7 @@ def _merge(schema: type, merged: Any, part: DictConfig, source: str) -> Any:
     except ConfigKeyError as error:
         raise UserError(f"{source}: {_unknown(schema, error)}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {_line(error)}{_key(error)}") from error
+        raise UserError(f"{source}: {_empty(part, error) or _line(error) + _key(error)}") from error
 
 
 def _finish(merged: Any, where: str) -> Any:
@@ -129,6 +129,14 @@ def _unknown(schema: type, error: ConfigKeyError) -> str:
     parent, _, word = full.rpartition(".")
     siblings = keys(schema, parent)
     return f"unknown key '{full}', {nearest(word, siblings)}" if siblings else f"unknown key '{full}'"
+
+
+def _empty(part: DictConfig, error: OmegaConfBaseException) -> str:
+    """The sentence for a key that needs a value and has none (YAML's null); '' when that is not the mistake."""
+    full = getattr(error, "full_key", None)
+    if not full or OmegaConf.select(part, full, default="") is not None:
+        return ""
+    return f"{full} is empty: give a value, or leave it out for the default"
 
 
 def keys(schema: type, parent: str = "") -> list[str]:
