@@ -62,6 +62,28 @@ def test_ours_comes_back(sam: Sam, tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_shape_of_a_training_checkpoint(sam: Sam, tmp_path: Path, folder: bool) -> None:
+    path = tmp_path / "last.ckpt"
+    if folder:
+        deepspeed_folder(path, sam)
+    else:
+        torch.save(training_checkpoint(sam), path)
+    state = torch.get_rng_state()
+    made = checkpoint.like(path)
+    assert torch.equal(state, torch.get_rng_state())
+    assert (made.name, made.changes) == (sam.name, sam.changes)
+    assert checkpoint.fingerprint(made.state_dict()) == checkpoint.fingerprint(sam.state_dict())
+    assert not same(made, sam)
+
+
+def test_the_shape_of_something_else_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(UserError, match=r"last\.ckpt has no 'frisket' record"):
+        checkpoint.like(path)
+
+
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(sam: Sam, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     checkpoint.save(sam, path)

@@ -1,6 +1,7 @@
 """The one door for weights on disk: load any of our forms or Meta's, save ours, find the newest checkpoint of a run.
 
-Use     `sam = load("sam_vit_h")`, `load("runs/distill_lightening")`, `save(sam, "model.pt", provenance={...})`
+Use     `sam = load("sam_vit_h")`, `load("runs/distill_lightening")`, `save(sam, "model.pt", provenance={...})`,
+        `like(newest(run))` to resume into
 Source  Meta's files as published (arXiv 2304.02643); the model.pt layout and the order of `newest` are our choice.
 
 Forms `load` reads, all but one with PyTorch's weights-only unpickler (no code of the file ever runs):
@@ -74,6 +75,19 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Sam:
     _check(sam.state_dict(), state, f"{path} is not a '{name}'")
     sam.load_state_dict(state, strict=True)
     return sam.to(device).eval()
+
+
+def like(training: Path) -> Sam:
+    """A Sam of the shape that a training checkpoint (file or DeepSpeed folder) holds; its weights are not read.
+
+    Raises UserError when the checkpoint is damaged or not this project's.
+    """
+    tag = _tag(training) if training.is_dir() else None
+    record = _unpickle(training if tag is None else tag / MODEL_STATES, mmap=True).get("frisket")
+    if not isinstance(record, Mapping):
+        raise UserError(f"{training} has no 'frisket' record: only this project's checkpoints can be continued")
+    with torch.random.fork_rng(devices=[]):
+        return build(_name(record, training), **record["changes"])
 
 
 def save(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any] | None = None) -> None:
@@ -163,9 +177,9 @@ def _of_run(folder: Path) -> Path:
     return training
 
 
-def _unpickle(path: Path) -> dict[str, Any]:
+def _unpickle(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         what = f"holds {code[1]}, which is more than weights," if code else "is damaged"

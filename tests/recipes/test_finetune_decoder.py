@@ -10,6 +10,7 @@ from tinyfit import changed, compare_golden, falls, settle, snapshot
 from torch import nn
 
 from frisket import checkpoint
+from frisket.cli.main import main
 from frisket.data.module import ShardData
 from frisket.errors import UserError
 from frisket.models.zoo import build
@@ -101,6 +102,24 @@ def test_init_from_is_needed(tiny_shards: Path) -> None:
     settle(config, tiny_shards)
     with pytest.raises(UserError, match="finetune_decoder needs init_from"):
         Module(config)
+
+
+def test_a_resumed_run_needs_init_from_no_more(tiny_shards: Path, student: Path, tmp_path: Path) -> None:
+    """The frozen encoder's weights, too, come from the checkpoint."""
+    start = tmp_path / "start.pt"
+    start.write_bytes(student.read_bytes())
+    words = [
+        "recipe=finetune_decoder", f"init_from={start}", f"out={tmp_path}", f"data.train={tiny_shards / 'train'}",
+        "data.image_size=64", "data.workers=0", "data.masks_per_image=4", "log.wandb=off", "trainer.accelerator=cpu",
+        "prompts.clicks=0", "prompts.refines=0",
+    ]  # fmt: skip
+    assert main(["train", *words, "trainer.max_steps=2"]) == 0
+    start.unlink()
+    assert main(["train", *words, "trainer.max_steps=3"]) == 0
+    ours, made = checkpoint.load(student), checkpoint.load(tmp_path / "finetune_decoder" / "model.pt")
+    assert changed(snapshot(ours.image_encoder), made.image_encoder) == set()
+    assert changed(snapshot(ours.mask_decoder), made.mask_decoder) != set()
+    assert main(["train", *words, "trainer.max_steps=2", "name=other"]) == 2  # a new run does need it
 
 
 def test_loss_falls_and_repeats_the_golden_curve(recipe, fit: Fit) -> None:

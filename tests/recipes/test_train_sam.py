@@ -113,6 +113,21 @@ def test_init_from_wins_over_model(recipe, tiny_teacher: Path) -> None:
     assert all(part.training for part in module.sam.modules())
 
 
+def test_resuming_takes_the_shape_from_the_checkpoint_and_never_reads_init_from(
+    recipe, fit: Fit, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """The shape of init_from's model, that is, which need not be `model`'s."""
+    first = recipe(init_from=str(tiny_teacher))
+    _, trainer = fit(first, 1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    first.config.init_from = str(tmp_path / "gone.pt")
+    again = Module(first.config, tmp_path / "last.ckpt")
+    again.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    assert changed(snapshot(first.sam), again.sam) == set()
+    with pytest.raises(UserError, match=r"no checkpoint at .*gone\.pt"):
+        Module(first.config)
+
+
 def test_a_side_that_is_no_multiple_of_the_patch(tiny_shards: Path) -> None:
     config = Config(model=ModelSpec("sam_vit_t", TINY))
     config.data.image_size = 100

@@ -92,7 +92,7 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     L.seed_everything(config.seed, workers=True, verbose=False)
     resume = checkpoint.newest(folder.path)
     _remember(config, folder, resume)
-    recipe = module(config)
+    recipe = module(config, resume)
     data = ShardData(config.data, recipe.stamp())
     preempt = Preempt(folder.checkpoints)
     trainer = _trainer(config, folder, resume, preempt)

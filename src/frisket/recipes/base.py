@@ -10,6 +10,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from frisket import checkpoint
 from frisket.data.embeddings import Stamp
 from frisket.data.module import DataConfig
 from frisket.errors import UserError
@@ -88,10 +90,11 @@ class Recipe(L.LightningModule):
 
     frozen: tuple[nn.Module, ...] = ()
 
-    def __init__(self, config: RecipeConfig) -> None:
+    def __init__(self, config: RecipeConfig, resume: Path | None = None) -> None:
+        """`resume`: the training checkpoint whose weights Lightning will load into this module before it trains."""
         super().__init__()
         self.config = config
-        self.strict_loading = False  # frozen teachers are never saved, so never expected
+        self.resume = resume
         if config.data.image_size % 16:
             raise UserError(f"data.image_size={config.data.image_size} must be a multiple of 16, the patch side")
         self.sam = self.build_sam()
@@ -113,6 +116,13 @@ class Recipe(L.LightningModule):
         return None
 
     # --- shared machinery
+
+    def initial(self) -> Sam | None:
+        """The Sam that `init_from` names; None when it names none. A run that is resumed needs only its shape, which
+        the checkpoint knows: `init_from` may be gone by then."""
+        if not self.config.init_from:
+            return None
+        return checkpoint.like(self.resume) if self.resume else checkpoint.load(self.config.init_from)
 
     def freeze(self, *modules: nn.Module) -> None:
         """Take modules out of training for good: no gradients, and BatchNorm and dropout stay in eval mode."""

@@ -106,10 +106,9 @@ class Module(Recipe):
         config = self.config
         teacher = checkpoint.load(config.teacher).requires_grad_(False).eval()
         self.teachers = [teacher]  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
-        sam = build_model(config.student, config.data.image_size)
-        if config.init_from:
-            sam = checkpoint.load(config.init_from)
-        else:
+        sam = self.initial()
+        if sam is None:
+            sam = build_model(config.student, config.data.image_size)
             sam.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
             sam.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
         self.freeze(sam.prompt_encoder, sam.mask_decoder)

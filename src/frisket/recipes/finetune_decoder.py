@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from frisket import checkpoint
 from frisket.errors import UserError
 from frisket.models.sam import Sam
 from frisket.recipes.base import Recipe, RecipeConfig
@@ -32,11 +31,11 @@ class Module(Recipe):
     config: Config
 
     def build_sam(self) -> Sam:
-        if not self.config.init_from:
+        sam = self.initial()
+        if sam is None:
             raise UserError(
                 "finetune_decoder needs init_from: the distilled student's run folder, e.g. runs/distill_lightening"
             )
-        sam = checkpoint.load(self.config.init_from)
         self.freeze(sam.image_encoder)
         if not self.config.train_prompt_encoder:
             self.freeze(sam.prompt_encoder)

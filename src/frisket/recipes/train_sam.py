@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from frisket import checkpoint
 from frisket.models.sam import Sam
 from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model
 from frisket.recipes.interactive import InteractiveConfig, interactive_loss, unused_parts
@@ -30,9 +29,7 @@ class Module(Recipe):
 
     def build_sam(self) -> Sam:
         config = self.config
-        sam = (
-            checkpoint.load(config.init_from) if config.init_from else build_model(config.model, config.data.image_size)
-        )
+        sam = self.initial() or build_model(config.model, config.data.image_size)
         self.freeze(*unused_parts(sam, config.prompts))
         return sam
 
