@@ -125,7 +125,9 @@ engine.save_checkpoint(folder, tag="checkpoint", client_state={"frisket": friske
 
 @pytest.mark.slow
 def test_zero_folder_of_deepspeed_itself(sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install 'frisket[deepspeed]'")
+    pytest.importorskip(
+        "deepspeed", reason="needs DeepSpeed (pip install -c constraints.txt -e '.[deepspeed]') and a C++ compiler"
+    )
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     folder, weights = tmp_path / "last.ckpt", tmp_path / "model.pt"
     checkpoint.save(sam, weights)

@@ -284,12 +284,14 @@ def _read_deepspeed(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor
     if not isinstance(record, Mapping):
         raise UserError(f"{folder} has no 'frisket' record: only this project's DeepSpeed checkpoints can be loaded")
     name = _name(record, folder)
-    if any(tag.glob("*_optim_states.pt")):
-        state = _merge_zero(folder, tag.name)
-    else:  # without ZeRO the model states hold the whole module
-        state = _tensors(states.get("module"), folder)
-    state = {key.removeprefix("_forward_module.").removeprefix("module."): value for key, value in state.items()}
+    state = _bare(_tensors(states.get("module"), folder))
+    if any(tag.glob("*_optim_states.pt")):  # ZeRO: there the trained weights are in fp32, whatever the module is in
+        state |= _bare(_merge_zero(folder, tag.name))
     return name, dict(record["changes"]), _own(state, folder)
+
+
+def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("_forward_module.").removeprefix("module."): value for key, value in state.items()}
 
 
 def _merge_zero(folder: Path, tag: str) -> dict[str, Tensor]:

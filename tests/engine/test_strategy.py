@@ -3,12 +3,15 @@
 import importlib.util
 
 import pytest
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from toyrun import frisket, toy_run, toy_shards
 
+from frisket import checkpoint
 from frisket.engine.strategy import CPUDeepSpeed, exits_for_all, place
 from frisket.errors import UserError
+from frisket.models.zoo import build
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 ARGS = {
@@ -77,17 +80,57 @@ def test_deepspeed_missing_names_the_extra(no_slurm):
         place(**ARGS | {"strategy": "deepspeed_stage_1"})
 
 
+needs_deepspeed = pytest.mark.skipif(
+    not HAS_DEEPSPEED,
+    reason="needs DeepSpeed (pip install -c constraints.txt -e '.[deepspeed]') and a C++ compiler",
+)
+
+
+@pytest.fixture(scope="session")
+def deepspeed_env(tmp_path_factory):
+    """The environment of a run: DeepSpeed compiles a small extension at its first start, here once for all tests."""
+    return {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path_factory.mktemp("extensions"))}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is not installed: pip install 'frisket[deepspeed]'")
+@needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2])
-def test_deepspeed_trains_saves_a_folder_and_resumes(no_slurm, tmp_path, stage):
+def test_deepspeed_keeps_what_is_frozen(no_slurm, tmp_path, deepspeed_env, stage):
+    """finetune_decoder's encoder is in the checkpoint and in model.pt, though nothing trains it."""
+    start = tmp_path / "start.pt"
+    sam = build("lightening", image_size=64, width=32, depth=2, heads=2)
+    checkpoint.save(sam, start)
+    words = [
+        "recipe=finetune_decoder" if word == "recipe=train_sam" else word
+        for word in toy_run(toy_shards(tmp_path / "data", 6), tmp_path, strategy=f"deepspeed_stage_{stage}")
+        if not word.startswith("model.")
+    ]
+    for steps in (2, 3):
+        done = frisket("train", *words, f"init_from={start}", f"trainer.max_steps={steps}", **deepspeed_env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        start.unlink(missing_ok=True)
+    made = checkpoint.load(tmp_path / "finetune_decoder" / "model.pt")
+    frozen, trained = (
+        [torch.equal(a, b) for a, b in zip(getattr(sam, part).parameters(), getattr(made, part).parameters())]
+        for part in ("image_encoder", "mask_decoder")
+    )
+    assert all(frozen) and not all(trained)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_trains_saves_a_folder_and_resumes(no_slurm, tmp_path, deepspeed_env, stage):
     assert isinstance(place(**ARGS | {"strategy": f"deepspeed_stage_{stage}"})["strategy"], CPUDeepSpeed)
     data = toy_shards(tmp_path / "data", 6)
     strategy = f"deepspeed_stage_{stage}"
-    env = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path / "ext")}
-    first = frisket("train", *toy_run(data, tmp_path, strategy=strategy, max_steps=4, checkpoint_every=2), **env)
+    first = frisket(
+        "train", *toy_run(data, tmp_path, strategy=strategy, max_steps=4, checkpoint_every=2), **deepspeed_env
+    )
     assert first.returncode == 0, first.stdout + first.stderr
     assert (tmp_path / "train_sam" / "checkpoints" / "last.ckpt").is_dir()
-    again = frisket("train", *toy_run(data, tmp_path, strategy=strategy, max_steps=6, checkpoint_every=2), **env)
+    again = frisket(
+        "train", *toy_run(data, tmp_path, strategy=strategy, max_steps=6, checkpoint_every=2), **deepspeed_env
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     assert "continuing from" in again.stdout and "finished at step 6" in again.stdout

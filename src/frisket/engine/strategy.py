@@ -104,7 +104,6 @@ def _strategy(name: str, *, on_cpu: bool, world: int, images_per_gpu: int) -> An
         kind = CPUDeepSpeed if on_cpu else DeepSpeedStrategy
         return kind(
             stage=int(name[-1]),
-            exclude_frozen_parameters=True,  # a frozen encoder is in init_from already; recipes load non-strictly
             logging_batch_size_per_gpu=images_per_gpu,  # "auto" asks the loader for a batch_size it does not have
             process_group_backend=backend,
         )
