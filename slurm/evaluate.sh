@@ -1,6 +1,6 @@
 #!/bin/bash
 # Judge a checkpoint: frisket eval on one GPU.
-#   sbatch slurm/evaluate.sh [YAML …] [key=value …]        submit it again to go on; FRISKET_ON=a100 adds that preset
+#   sbatch slurm/evaluate.sh [YAML …] [key=value …]        FRISKET_ON=a100 adds that preset
 #   LOCAL=1 bash slurm/evaluate.sh                         the same run here, without Slurm
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
 RECIPES = [path for path in FILES if re.search(r"^recipe:", path.read_text(), re.MULTILINE)]
 PLACES = sorted((CONFIGS / "on").glob("*.yaml"))
-NEEDED = {"predict.yaml": ["image=x.jpg"], "eval_miou.yaml": ["checkpoint=[x]", "data=x"], "prep_": ["inputs=x"]}
+NEEDED = {"predict.yaml": ["image=x.jpg"], "eval_": ["checkpoint=[x]", "data=x"], "prep_": ["inputs=x"]}
 
 
 def schema(path: Path) -> type:

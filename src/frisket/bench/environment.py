@@ -1,6 +1,6 @@
-"""What a number was measured on: software, processor, GPU, commit, date. Goes into every bench JSON.
+"""What a number was measured on: software, processor, GPU, commit, date. Goes into every result.
 
-Use     environment(cuda=False, threads=1, repeats=7, quick=False, seed=0)
+Use     environment(cuda=False, repeats=7, seed=0)
 Source  our choice. Reads /proc/cpuinfo and asks git and nvidia-smi where they are; elsewhere the field stays empty.
 """
 
@@ -16,8 +16,8 @@ import torch
 from frisket.kernels.attention import describe
 
 
-def environment(*, cuda: bool, threads: int, repeats: int, quick: bool, seed: int) -> dict[str, Any]:
-    """Everything a reader needs to judge the numbers."""
+def environment(*, cuda: bool, **facts: Any) -> dict[str, Any]:
+    """Everything a reader needs to judge the numbers; `facts` are the caller's own (repeats, seed, command, …)."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -26,16 +26,14 @@ def environment(*, cuda: bool, threads: int, repeats: int, quick: bool, seed: in
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "load": list(os.getloadavg()),
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "driver": _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
         if cuda
         else None,
         "cuda": torch.version.cuda if cuda else None,
         "attention": describe(),
-        "quick": quick,
-        "repeats": 1 if quick else repeats,
-        "seed": seed,
+        **facts,
     }
 
 

@@ -181,7 +181,7 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
     results: list[Result] = []
     with pinned(config.threads):
         here = environment(
-            cuda=use_cuda, threads=config.threads, repeats=config.repeats, quick=config.quick, seed=config.seed
+            cuda=use_cuda, repeats=1 if config.quick else config.repeats, quick=config.quick, seed=config.seed
         )
         print(f"{here['gpu'] or here['cpu']}, {config.threads} thread(s), torch {here['torch']}, {here['attention']}")
         if config.quick:

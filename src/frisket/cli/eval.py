@@ -1,95 +1,77 @@
-"""`frisket eval YAML… key=value…`: checkpoints in, numbers out: a table, eval.json, per_image.csv, a picture of masks.
+"""`frisket eval YAML… key=value…`: checkpoints in; a table, eval.json, per_image.csv and pictures of masks out.
 
     frisket eval configs/eval_miou.yaml data=SHARDS checkpoint=[teacher:runs/train_sam,runs/finetune_decoder]
 
-Each `checkpoint` is whatever `frisket.checkpoint.load` takes (run folder, file, zoo name), optionally after `label:`.
+The YAML names the task (see frisket.eval.task); `frisket.engine.judge` runs it on the devices there are.
 """
 
 import csv
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
+import importlib
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from frisket import checkpoint, config
-from frisket.errors import UserError
-from frisket.eval import miou
+from frisket.bench.environment import environment
+from frisket.engine.judge import Verdict, judge
+from frisket.engine.rundir import RunDir, wandb_log
+from frisket.engine.strategy import place, quiet
+from frisket.errors import UserError, nearest
+from frisket.eval.task import TASKS, BaseTask, TaskConfig
 from frisket.files import atomic, write_json
-from frisket.geometry import mask_iou
 from frisket.models.sam import Sam
-from frisket.predict.picture import Panel, comparison, row
+from frisket.predict.picture import comparison
 
-BASELINE = "box fill (baseline)"
-
-
-@dataclass
-class EvalConfig:
-    """What to judge and where to write.
-
-    checkpoint: models, in the table's order; data: prepared shards (folder, glob or braces); image_size: input side,
-    the model's own when unset; limit: first n photographs only; pictures: rows of the picture (0 for none).
-    """
-
-    checkpoint: list[str] = field(default_factory=list)
-    data: str = ""
-    image_size: int | None = None
-    limit: int | None = None
-    device: str = "auto"
-    pictures: int = 6
-    out: str = "runs/eval"
+SCHEMA = 1
 
 
 def run(files: list[str], overrides: list[str]) -> int:
     """Judge every checkpoint on every photograph; print the table; return the exit code."""
-    settings = config.load(EvalConfig, files, overrides)
-    if not settings.checkpoint:
-        raise UserError("eval needs checkpoint=…: a run folder, a checkpoint file or a model name (several as [a,b])")
-    if not settings.data:
-        raise UserError("eval needs data=…: the folder of prepared shards to judge on")
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    models = load_all(settings.checkpoint, device)
-    sizes = {sam.image_size for sam in models.values()}
-    if settings.image_size is None and len(sizes) > 1:
-        raise UserError(f"the checkpoints take different input sides {sorted(sizes)}: judge them at one, image_size=…")
-    side = settings.image_size or sizes.pop()
-
-    answers: dict[str, Callable[[miou.Truth], dict[str, Tensor]]] = {BASELINE: miou.box_fill}
-    answers |= {label: partial(miou.judge, sam.eval()) for label, sam in models.items()}
-    results = {label: miou.Result() for label in answers}
-    for label, result in results.items():
-        if label == BASELINE:
-            del result.iou["click1"]  # a box fill has no answer to a click
-    panels: list[list[Panel]] = []
-    for truth in miou.truths(settings.data, image_size=side, limit=settings.limit):
-        given = {label: answer(truth) for label, answer in answers.items()}
-        for label, masks in given.items():
-            results[label].add(truth, {kind: mask_iou(found, truth.masks) for kind, found in masks.items()})
-        if len(panels) < settings.pictures:
-            panels.append(row_of(truth, {label: given[label]["box"] for label in models}))
-    if not results[BASELINE].rows:
-        raise UserError(f"{settings.data} holds no photograph with a mask: give prepared shards that do")
-
-    numbers = {label: result.numbers() for label, result in results.items()}
-    out = Path(settings.out)
-    write_json(
-        out / "eval.json", {"protocol": miou.PROTOCOL, "image_size": side, "data": settings.data, "models": numbers}
-    )
-    write_rows(
-        out / "per_image.csv", ({"model": label} | line for label, result in results.items() for line in result.rows)
-    )
-    print(table(numbers))
-    print(f"numbers: {out / 'eval.json'}   per image: {out / 'per_image.csv'}")
-    if panels:
-        with atomic(out / "masks.png") as tmp:
-            comparison(panels).save(tmp, format="PNG")
-        print(f"picture of masks: {out / 'masks.png'}")
+    module = task_module(files, overrides)
+    evaluate(module.Task, config.load(module.Config, files, overrides))
     return 0
 
 
-def load_all(names: list[str], device: str) -> dict[str, Sam]:
+def task_module(files: list[str], overrides: list[str]) -> Any:
+    """Return the module frisket.eval.<task> named by the config. Raises UserError for an unknown name."""
+    name = config.peek(files, overrides, "task")
+    if not name:
+        raise UserError(f"no task is named: give a YAML with 'task: …', e.g. configs/eval_{TASKS[0]}.yaml")
+    if name not in TASKS:
+        raise UserError(f"task '{name}' does not exist: {nearest(str(name), TASKS)}")
+    return importlib.import_module(f"frisket.eval.{name}")
+
+
+def evaluate(kind: type[BaseTask], settings: TaskConfig) -> dict[str, Any] | None:
+    """Run one task and write its results under `settings.out`; the content of eval.json, None except on rank 0."""
+    quiet()
+    where = place(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy="auto",
+        precision="32-true",
+        images_per_gpu=1,
+    )
+    if kind.needs_model and not settings.checkpoint:
+        raise UserError("eval needs checkpoint=…: a run folder, a checkpoint file or a model name (several as [a,b])")
+    models = load_all(settings.checkpoint)
+    task = kind(settings, input_side(settings, models))
+    verdict = judge(task, models, where, workers=settings.workers)
+    if verdict is None:
+        return None
+    report = write(task, models, verdict)
+    print(task.table(verdict.numbers))
+    out = Path(settings.out)
+    print(f"numbers: {out / 'eval.json'}   per image: {out / 'per_image.csv'}")
+    for name in verdict.pictures:
+        print(f"picture ({name}): {out / f'{name}.png'}")
+    log_to_wandb(settings, verdict)
+    return report
+
+
+def load_all(names: list[str]) -> dict[str, Sam]:
     """{label: model}; the label is what precedes ':', else the path's last part."""
     models: dict[str, Sam] = {}
     for name in names:
@@ -97,18 +79,49 @@ def load_all(names: list[str], device: str) -> dict[str, Sam]:
         label, path = (label, path) if colon else (Path(name).name, name)
         if label in models:
             raise UserError(f"two checkpoints are called '{label}': name one, as in other:{path}")
-        models[label] = checkpoint.load(path, device=device)
+        models[label] = checkpoint.load(path).eval()
     return models
 
 
-def row_of(truth: miou.Truth, masks: dict[str, Tensor]) -> list[Panel]:
-    """One row of the picture: the 12 largest masks by each model, and the truth."""
-    image = truth.batch.images[0, :, : truth.frame.size[0], : truth.frame.size[1]]
-    largest = truth.masks.flatten(1).sum(1).argsort(descending=True)[:12]
-    return row(image, truth.key, {label: found[largest] for label, found in masks.items()}, truth.masks[largest])
+def input_side(settings: TaskConfig, models: dict[str, Sam]) -> int:
+    """The one input side S that every model is judged at."""
+    sizes = {sam.image_size for sam in models.values()}
+    if settings.image_size is None and len(sizes) > 1:
+        raise UserError(f"the checkpoints take different input sides {sorted(sizes)}: judge them at one, image_size=…")
+    return settings.image_size or (sizes.pop() if sizes else 1024)
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
+def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict) -> dict[str, Any]:
+    """Write eval.json, per_image.csv and the pictures. An answer that stands alone has its numbers at the top too."""
+    settings, out = task.config, Path(task.config.out)
+    alone = next(iter(verdict.numbers.values())) if len(verdict.numbers) == 1 else {}
+    report = alone | {
+        "schema": SCHEMA,
+        "task": settings.task,
+        "protocol": task.protocol,
+        "image_size": task.image_size,
+        "data": settings.data,
+        "models": verdict.numbers,
+        "weights": {label: checkpoint.weights_digest(sam) for label, sam in models.items()},
+        "parameters": {label: sum(p.numel() for p in sam.parameters()) for label, sam in models.items()},
+        "settings": config.flatten(settings),
+        "environment": environment(cuda=_on_gpu(models), command=sys.argv[1:]),
+    }
+    write_json(out / "eval.json", report)
+    rows = ({"model": label} | plain(row) for label, part in verdict.rows.items() for row in part)
+    write_rows(out / "per_image.csv", rows)
+    for name, panels in verdict.pictures.items():
+        with atomic(out / f"{name}.png") as tmp:
+            comparison(panels).save(tmp, format="PNG")
+    return report
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The cells of a row that fit a CSV."""
+    return {name: value for name, value in row.items() if isinstance(value, str | int | float) and name != "score"}
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A CSV whose columns are the union of all rows' keys."""
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -118,16 +131,20 @@ def write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def table(numbers: dict[str, dict[str, float]]) -> str:
-    """Models as rows; 1-box and 1-point mIoU in percent, all sizes and S / M / L."""
-    width = max(len(label) for label in numbers)
-    lines = [f"{'':{width}}   1-box mIoU (S / M / L)          1-point mIoU (S / M / L)"]
-    for label, values in numbers.items():
-        cells = []
-        for kind in ("box", "click1"):
-            found = [values.get(f"{kind}/{key}", float("nan")) for key in ("miou", "miou_s", "miou_m", "miou_l")]
-            text = [f"{100 * v:5.1f}" if v == v else "    –" for v in found]
-            cells.append(f"{text[0]}  ({text[1]} / {text[2]} / {text[3]})")
-        lines.append(f"{label:{width}}   {cells[0]}   {cells[1]}")
-    first = next(iter(numbers.values()))
-    return "\n".join([*lines, f"{int(first['images'])} photographs, {int(first['masks'])} masks; {miou.PROTOCOL}"])
+def log_to_wandb(settings: TaskConfig, verdict: Verdict) -> None:
+    """Send the numbers, as eval/<task>/<model>/<number>, to the W&B run that belongs to `out`."""
+    mode = {"False": "off", "True": "auto"}.get(settings.wandb, settings.wandb)
+    logger, sentence = wandb_log(
+        RunDir(settings.out), mode=mode, project=settings.project, config=config.flatten(settings)
+    )
+    if logger is None:
+        return
+    print(sentence)
+    for label, numbers in verdict.numbers.items():
+        shown = {f"eval/{settings.task}/{label}/{k}": v for k, v in numbers.items() if isinstance(v, int | float)}
+        logger.log_metrics(shown, 0)
+    logger.close()  # type: ignore[attr-defined]
+
+
+def _on_gpu(models: dict[str, Sam]) -> bool:
+    return any(next(sam.parameters()).is_cuda for sam in models.values())

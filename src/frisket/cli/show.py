@@ -1,18 +1,18 @@
 """`frisket show YAML… key=value…`: print the resolved configuration, defaults included; nothing is run.
 
-The schema is found from the keys: `recipe:` is a training run, `source:` a preparation; anything else is the verb whose
-config knows most of the keys (an unknown one is then refused by it).
+The schema is found from the keys: `recipe:` is a training run, `task:` an evaluation, `source:` a preparation; anything
+else is the verb whose config knows most of the keys (an unknown one is then refused by it).
 """
 
 import importlib
 from collections.abc import Sequence
 
 from frisket import config as settings
+from frisket.cli.eval import task_module
 from frisket.cli.train import recipe_module
 from frisket.errors import UserError
 
 VERBS = (
-    ("frisket.cli.eval", "EvalConfig"),
     ("frisket.cli.predict", "PredictConfig"),
     ("frisket.bench.harness", "BenchConfig"),
 )
@@ -30,6 +30,8 @@ def schema(files: Sequence[str], overrides: Sequence[str]) -> type:
     """Return the config dataclass that these sources fill."""
     if settings.peek(files, overrides, "recipe"):
         return recipe_module(files, overrides).Config
+    if settings.peek(files, overrides, "task"):
+        return task_module(files, overrides).Config
     if settings.peek(files, overrides, "source"):
         return importlib.import_module("frisket.cli.prep").PrepConfig
     given = {key for file in files for key in settings.read(file)} | {

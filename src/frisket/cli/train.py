@@ -8,9 +8,7 @@ counts only when there is none. Exit code 75: stopped on request, with a checkpo
 
 import contextlib
 import importlib
-import logging
 import pkgutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from frisket.engine import signals
 from frisket.engine.preempt import EXIT_PREEMPTED, Preempt, Stopped
 from frisket.engine.rundir import CsvLog, RunDir, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
-from frisket.engine.strategy import exits_for_all, place
+from frisket.engine.strategy import exits_for_all, place, quiet
 from frisket.errors import UserError, nearest
 from frisket.recipes.base import Recipe, RecipeConfig
 
@@ -78,7 +76,7 @@ def check(config: RecipeConfig) -> None:
 
 
 def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
-    _quiet()
+    quiet()
     t = config.trainer
     done = folder.finished()
     if done and done["step"] >= t.max_steps:
@@ -217,18 +215,3 @@ def _finalize(trainer: L.Trainer) -> None:
     for logger in trainer.loggers:
         if trainer.is_global_zero and hasattr(logger, "close"):
             logger.close()
-
-
-def _quiet() -> None:
-    """Silence Lightning's tips and the warnings that do not apply to us; its errors stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for text in (
-        ".*does not have many workers.*",
-        ".*in eval mode at the start.*",
-        ".*isinstance.treespec.*",
-        ".*Checkpoint directory.*",
-        ".*`srun` command is available.*",
-        ".*is smaller than the logging interval.*",
-        ".*sync_dist=True.*",  # the metrics add over ranks themselves
-    ):
-        warnings.filterwarnings("ignore", message=text)

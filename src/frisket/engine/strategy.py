@@ -11,7 +11,9 @@ small: stage 3 would only add traffic). The CPU subclass lets the tests run the 
 import argparse
 import contextlib
 import importlib.util
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,3 +164,18 @@ class CPUDeepSpeed(DeepSpeedStrategy):
             dist_init_required=False,
         )
         return engine, wrapped
+
+
+def quiet() -> None:
+    """Silence Lightning's tips and the warnings that do not apply to us; its errors stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*in eval mode at the start.*",
+        ".*isinstance.treespec.*",
+        ".*Checkpoint directory.*",
+        ".*`srun` command is available.*",
+        ".*is smaller than the logging interval.*",
+        ".*sync_dist=True.*",  # the metrics add over ranks themselves
+    ):
+        warnings.filterwarnings("ignore", message=text)

@@ -7,8 +7,7 @@ and thresholded at 0, and IoU is counted there. Means are over masks. `box_fill`
 prompt box itself.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,9 +17,12 @@ from torch import Tensor
 from frisket.data.module import collate
 from frisket.data.sa1b import decode, parse
 from frisket.data.shards import IndexedShards, expand
+from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU
-from frisket.geometry import Frame, upscale_logits
+from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.geometry import Frame, mask_iou, upscale_logits
 from frisket.models.sam import Sam
+from frisket.predict.picture import Panel, row
 from frisket.prompts import central_pixels
 from frisket.sample import Batch, Prompts
 
@@ -43,45 +45,87 @@ class Truth:
 
 
 @dataclass
-class Result:
-    """Running means per prompt kind and one row per image: key, masks, and mean IoU per prompt kind."""
-
-    iou: dict[str, MaskIoU] = field(default_factory=lambda: {"box": MaskIoU(), "click1": MaskIoU()})
-    rows: list[dict[str, object]] = field(default_factory=list)
-
-    def add(self, truth: Truth, values: dict[str, Tensor]) -> None:
-        """Add per-mask IoU (M,) of each prompt kind for one photograph."""
-        areas = truth.masks.flatten(1).sum(1)
-        for name, iou in values.items():
-            self.iou[name].update(iou, areas)
-        means = {f"{name}_miou": float(iou.mean()) for name, iou in values.items()}
-        self.rows.append({"key": truth.key, "masks": len(areas)} | means)
-
-    def numbers(self) -> dict[str, float]:
-        """{"box/miou": …, "box/miou_s": …, "click1/miou": …, "masks": n}."""
-        parts = {name: metric.compute() for name, metric in self.iou.items()}
-        flat = {f"{name}/{key}": value for name, part in parts.items() for key, value in part.items() if key != "n"}
-        return flat | {"masks": next(iter(parts.values()))["n"], "images": float(len(self.rows))}
+class Config(TaskConfig):
+    """data: prepared shards (folder, glob or braces)."""
 
 
-def truths(pattern: str, *, image_size: int, limit: int | None = None) -> Iterator[Truth]:
-    """Yield every photograph of the shards with its non-empty masks; UserError names a broken shard or sample."""
-    shards = IndexedShards(expand(pattern))
-    for index in range(min(len(shards), limit or len(shards))):
-        raw = shards[index]
-        sample = decode(raw, image_size=image_size, masks_per_image=0, rng=np.random.default_rng(0))
+class Task(BaseTask):
+    """Items are `Truth`s; a row holds per-mask IoU (M,) of each prompt kind and areas (M,) in original pixels."""
+
+    baseline = "box fill (baseline)"
+    protocol = PROTOCOL
+
+    def __init__(self, config: Config, image_size: int) -> None:
+        super().__init__(config, image_size)
+        if not config.data:
+            raise UserError("eval needs data=…: the folder of prepared shards to judge on")
+        self.shards = IndexedShards(expand(config.data))
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def load(self, index: int) -> Truth | None:
+        """One photograph with its non-empty masks; None when it has none."""
+        raw = self.shards[index]
+        sample = decode(raw, image_size=self.image_size, masks_per_image=0, rng=np.random.default_rng(0))
         annotations = parse(raw["json"], where=f"{raw['__shard__']}:{raw['__key__']}")
         keep = [i for i, rle in enumerate(annotations.rles) if coco_mask.area(rle) > 0]
         if not keep:
-            continue
+            return None
         masks = torch.from_numpy(coco_mask.decode([annotations.rles[i] for i in keep])).movedim(-1, 0).bool()
         xywh = torch.as_tensor(np.asarray(annotations.boxes, dtype=np.float32)[keep])
         boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
-        yield Truth(raw["__key__"], collate([sample]), masks.contiguous(), boxes)
+        return Truth(raw["__key__"], collate([sample]), masks.contiguous(), boxes)
+
+    def judge(self, sam: Sam | None, item: Truth) -> Row:
+        """IoU of every mask by every prompt kind."""
+        found = box_fill(item) if sam is None else answer(sam, item)
+        iou = {kind: mask_iou(masks, item.masks) for kind, masks in found.items()}
+        means = {f"{kind}_miou": float(values.mean()) for kind, values in iou.items()}
+        return {
+            "key": item.key,
+            "masks": len(item.masks),
+            **means,
+            "score": means["box_miou"],
+            "iou": iou,
+            "areas": item.masks.flatten(1).sum(1),
+            "_boxed": found["box"],
+        }
+
+    def summarise(self, rows: list[Row]) -> dict[str, float]:
+        """{"box/miou": …, "box/miou_s": …, "click1/miou": …, "masks": n, "images": n}."""
+        numbers: dict[str, float] = {}
+        for kind in rows[0]["iou"]:
+            metric = MaskIoU()
+            for one in rows:
+                metric.update(one["iou"][kind], one["areas"])
+            numbers |= {f"{kind}/{name}": value for name, value in metric.compute().items() if name != "n"}
+        return numbers | {"masks": float(sum(one["masks"] for one in rows)), "images": float(len(rows))}
+
+    def table(self, numbers: dict[str, dict[str, float]]) -> str:
+        """Models as rows; 1-box and 1-point mIoU in percent, all sizes and S / M / L."""
+        width = max(len(label) for label in numbers)
+        lines = [f"{'':{width}}   1-box mIoU (S / M / L)          1-point mIoU (S / M / L)"]
+        for label, values in numbers.items():
+            cells = []
+            for kind in ("box", "click1"):
+                found = [values.get(f"{kind}/{key}", float("nan")) for key in ("miou", "miou_s", "miou_m", "miou_l")]
+                text = [f"{100 * v:5.1f}" if v == v else "    –" for v in found]
+                cells.append(f"{text[0]}  ({text[1]} / {text[2]} / {text[3]})")
+            lines.append(f"{label:{width}}   {cells[0]}   {cells[1]}")
+        first = next(iter(numbers.values()))
+        return "\n".join([*lines, f"{int(first['images'])} photographs, {int(first['masks'])} masks; {PROTOCOL}"])
+
+    def picture(self, item: Truth, answers: dict[str, Row]) -> list[Panel]:
+        """The 12 largest masks by each model, and the truth."""
+        image = item.batch.images[0, :, : item.frame.size[0], : item.frame.size[1]]
+        largest = item.masks.flatten(1).sum(1).argsort(descending=True)[:12]
+        shown = {label: one["_boxed"][largest] for label, one in answers.items() if label != self.baseline}
+        return row(image, item.key, shown, item.masks[largest])
 
 
 @torch.inference_mode()
-def judge(sam: Sam, truth: Truth, *, chunk: int = 64) -> dict[str, Tensor]:
+def answer(sam: Sam, truth: Truth, *, chunk: int = 64) -> dict[str, Tensor]:
     """Masks (M, H, W) of `sam` for the photograph's boxes ("box") and innermost pixels ("click1")."""
     device = next(sam.parameters()).device
     batch, frame = truth.batch, truth.frame
