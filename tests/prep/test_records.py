@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from frisket.data.regions import distinct, suitable
 from frisket.data.sa1b import check_record, encode_jpeg, jpeg_size, parse
 from frisket.errors import UserError
 from frisket.kernels import rle
 from frisket.prep.records import (
-    distinct,
     interior_point,
     percent,
     record_json,
     selected,
     shrink_jpeg,
-    suitable,
     unit_name,
 )
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import scipy.io
 
+from frisket.data.bsds import regions
+from frisket.data.regions import distinct, suitable
 from frisket.data.sa1b import encode_jpeg, jpeg_size, parse
 from frisket.data.shards import IndexedShards, expand
 from frisket.errors import UserError
-from frisket.prep.bsds500 import regions
-from frisket.prep.records import PrepConfig, distinct, suitable
+from frisket.prep.records import PrepConfig
 from frisket.prep.run import prep
 
 SIZE = (48, 64)

@@ -9,25 +9,19 @@ Known   val, 100 photographs: 8,077 masks before near doubles go. Photographs ar
 Source  Arbelaez et al., Contour Detection and Hierarchical Image Segmentation, TPAMI 2011; the filters are our choice.
 """
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import scipy.io
-from scipy.io.matlab import MatReadError
-
+from frisket.data.bsds import folders, regions
+from frisket.data.regions import distinct, suitable
 from frisket.data.sa1b import RecordError, jpeg_size
 from frisket.errors import UserError
-from frisket.prep.records import PrepConfig, Record, Reject, Unit, distinct, percent, record_json, selected, suitable
-
-# What scipy raises for a damaged or foreign .mat; MATLAB 7.3's files are NotImplementedError.
-UNREADABLE = (OSError, LookupError, TypeError, ValueError, NotImplementedError, zlib.error, MatReadError)
+from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, record_json, selected
 
 
 def units(config: PrepConfig) -> list[Unit]:
     """Runs of `samples_per_shard` photographs in the order of their names. Raises UserError when there are none."""
-    images, truths = _folders(Path(config.inputs), config.split)
+    images, truths = folders(Path(config.inputs), config.split)
     share = percent(config.subset)
     names = sorted(path.stem for path in images.glob("*.jpg"))
     names = [name for name in names if not name.isdigit() or selected(int(name), share)]
@@ -39,16 +33,6 @@ def units(config: PrepConfig) -> list[Unit]:
         Unit(f"{number:05d}", f"{images}/{chunk[0]}..{chunk[-1]}", chunk, (str(images), str(truths), chunk))
         for number, chunk in enumerate(chunks)
     ]
-
-
-def _folders(root: Path, split: str) -> tuple[Path, Path]:
-    for base in (root, root / "BSDS500" / "data", root / "data"):
-        images, truths = base / "images" / split, base / "groundTruth" / split
-        if images.is_dir() and truths.is_dir():
-            return images, truths
-    raise UserError(
-        f"'{root}' has no images/{split} and groundTruth/{split} (nor BSDS500/data/…): set inputs to such a folder"
-    )
 
 
 def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
@@ -70,21 +54,3 @@ def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
         masks = suitable(masks, min_area=config.min_area, max_fraction=config.max_fraction)
         masks = distinct(masks, iou=config.dedupe_iou)
         yield Record(key, jpg, record_json(image_id, f"{key}.jpg", size, masks))
-
-
-def regions(mat: Path, size: tuple[int, int]) -> list[np.ndarray]:
-    """Every region of every annotator as bool masks (H, W), annotator by annotator, labels ascending.
-
-    Raises ValueError (the reason) when the file is missing, unreadable, or of another size (h, w) than the photograph.
-    """
-    if not mat.is_file():
-        raise ValueError(f"has no ground truth {mat.name}")
-    try:
-        cells = scipy.io.loadmat(mat)["groundTruth"].ravel()
-        labels = [cell["Segmentation"][0, 0] for cell in cells]
-    except UNREADABLE as error:
-        raise ValueError(f"the ground truth {mat.name} is not readable ({error})") from error
-    for label in labels:
-        if label.shape != size:
-            raise ValueError(f"the ground truth is {label.shape[::-1]} pixels, the .jpg {size[::-1]}")
-    return [label == value for label in labels for value in np.flatnonzero(np.bincount(label.ravel()))]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from frisket.data.regions import DEDUPE_IOU, MAX_FRACTION, MIN_AREA
 from frisket.data.sa1b import QUALITY, decode_jpeg, encode_jpeg
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
@@ -40,9 +41,9 @@ class PrepConfig:
     image_side: int | None = None  # longest side of the stored JPEG; None keeps the bytes. The json never changes
     jpeg_quality: int = QUALITY  # of a JPEG that image_side makes smaller; its chroma is not subsampled
     input_sha256: bool = False  # [sa1b] note the sha256 of every input tar in index.json (reads it once more)
-    min_area: int = 100  # [bsds500, synthetic] pixels
-    max_fraction: float = 0.9  # [bsds500, synthetic] of the image
-    dedupe_iou: float = 0.9  # [bsds500, synthetic]
+    min_area: int = MIN_AREA  # [bsds500, synthetic] pixels
+    max_fraction: float = MAX_FRACTION  # [bsds500, synthetic] of the image
+    dedupe_iou: float = DEDUPE_IOU  # [bsds500, synthetic]
     count: int = 1000  # [synthetic] images
     side: int = 384  # [synthetic] longest side in pixels
     teacher: str = "sam_vit_h"  # [embed] zoo name or weights, as frisket.checkpoint.load takes it
@@ -130,27 +131,6 @@ def _crop(mask: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = slice(int(ys[0]), int(ys[-1]) + 1), slice(int(xs[0]), int(xs[-1]) + 1)
     return box, mask[box]
-
-
-def suitable(masks: Sequence[np.ndarray], *, min_area: int, max_fraction: float) -> list[np.ndarray]:
-    """The bool masks (H, W) whose area is at least `min_area` pixels and at most `max_fraction` of the image."""
-    return [m for m in masks if min_area <= int(np.count_nonzero(m)) <= max_fraction * m.size]
-
-
-def distinct(masks: Sequence[np.ndarray], *, iou: float) -> list[np.ndarray]:
-    """The bool masks (H, W) without near doubles: one whose IoU with an earlier kept one is >= `iou` is dropped."""
-    kept: list[tuple[np.ndarray, int]] = []
-    for mask in masks:
-        area = int(np.count_nonzero(mask))
-        # IoU never exceeds the ratio of the areas, which spares nearly all comparisons.
-        near = (k for k, other in kept if min(area, other) >= iou * max(area, other))
-        if not any(_iou(mask, k) >= iou for k in near):
-            kept.append((mask, area))
-    return [mask for mask, _ in kept]
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    return np.count_nonzero(a & b) / max(1, np.count_nonzero(a | b))
 
 
 def record_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[np.ndarray]) -> bytes:

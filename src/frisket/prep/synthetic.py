@@ -20,19 +20,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from frisket.data.regions import distinct, suitable
 from frisket.data.sa1b import encode_jpeg
 from frisket.errors import UserError
-from frisket.prep.records import (
-    PrepConfig,
-    Record,
-    Reject,
-    Unit,
-    distinct,
-    percent,
-    record_json,
-    selected,
-    suitable,
-)
+from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, record_json, selected
 
 ASPECTS = ((3, 2), (2, 3), (4, 3), (1, 1), (16, 9), (3, 4))  # width, height
 REACH = 1.4  # the widest outline, a blob's, in radii
