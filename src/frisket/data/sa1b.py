@@ -142,7 +142,7 @@ def encode_jpeg(pixels: np.ndarray, *, quality: int = QUALITY, chroma: str = CHR
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling=chroma)
 
 
-def _check_sizes(found: tuple[int, int], original: tuple[int, int], where: str) -> None:
+def check_sizes(found: tuple[int, int], original: tuple[int, int], where: str) -> None:
     """The JPEG is the original, or the original resized by SAM's rule to the JPEG's own longest side."""
     if found != original and Frame.fit(original, max(found)).size != found:
         raise RecordError(where, f"the .jpg is {found[1]}x{found[0]}, but the .json says {original[1]}x{original[0]}")
@@ -155,7 +155,7 @@ def check_record(key: str, jpg: bytes, data: bytes | str, *, shard: str | None =
     """
     where = f"shard {shard}, sample {key}" if shard else f"sample {key}"
     annotations = parse(data, where=where)
-    _check_sizes(jpeg_size(jpg, where=where), annotations.size, where)
+    check_sizes(jpeg_size(jpg, where=where), annotations.size, where)
     decode_jpeg(jpg, where=where, at_least=(1, 1))  # 1/8 scale: reads the whole stream, skips most arithmetic
     return annotations
 
@@ -195,7 +195,7 @@ def decode(
             raise RecordError(where, f"has no .{ext} member")
     notes = parse(raw["json"], where=where, deep=False)
     found = jpeg_size(raw["jpg"], where=where)
-    _check_sizes(found, notes.size, where)
+    check_sizes(found, notes.size, where)
     frame = Frame.fit(notes.size, image_size)
     # DCT scaling is quick but sharper than our resize, so it may only do the part beyond twice the target size.
     image = decode_jpeg(raw["jpg"], where=where, at_least=(2 * frame.size[0], 2 * frame.size[1]))
