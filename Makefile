@@ -11,14 +11,16 @@ ARGS ?=
 # The demo's data: our synthetic photographs, or DATA=<BSDS500 folder>; each has its own folder, so both can be kept.
 DATA ?=
 DEMO ?= demo/$(SOURCE)
+# COCO's medium and large: at the demo's 128 px, a smaller mask is less than one token wide.
+LARGE := min_area=1024
 ifeq ($(DATA),)
 SOURCE := synthetic
-TRAIN_DATA := count=400 samples_per_shard=50
-VAL_DATA := count=60 samples_per_shard=30
+TRAIN_DATA := count=400 samples_per_shard=50 $(LARGE)
+VAL_DATA := count=60 samples_per_shard=30 $(LARGE)
 else
 SOURCE := bsds500
-TRAIN_DATA := inputs=$(DATA) samples_per_shard=25
-VAL_DATA := inputs=$(DATA) samples_per_shard=25
+TRAIN_DATA := inputs=$(DATA) samples_per_shard=25 $(LARGE)
+VAL_DATA := inputs=$(DATA) samples_per_shard=25 $(LARGE)
 endif
 FRISKET := $(BIN)/frisket
 HERE := out=$(DEMO) data.train=$(DEMO)/data/train data.val=$(DEMO)/data/val

@@ -79,3 +79,11 @@ def test_the_scheduler_follows_the_ratio() -> None:
         optimizer.step()
         schedule.step()
     assert seen == pytest.approx([2.0 * ratio(step, config, steps=6) for step in range(6)])
+
+
+def test_wsd_is_constant_and_then_falls_in_a_line() -> None:
+    config = OptimConfig(schedule="wsd", warmup_steps=10, decay_share=0.25, min_ratio=0.02)
+    shares = [ratio(step, config, steps=100) for step in range(100)]
+    assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert shares[10:76] == [1.0] * 66
+    assert shares[76:] == pytest.approx([max(0.02, (100 - step) / 25) for step in range(76, 100)])

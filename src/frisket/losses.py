@@ -51,17 +51,25 @@ def logits_iou(logits: Tensor, truth: Tensor, *, valid: Tensor | None = None) ->
 
 
 def mask_losses(
-    logits: Tensor, iou: Tensor, truth: Tensor, *, focal: float = 20.0, dice: float = 1.0, valid: Tensor | None = None
+    logits: Tensor,
+    iou: Tensor,
+    truth: Tensor,
+    *,
+    focal: float = 20.0,
+    dice: float = 1.0,
+    alpha: float = 0.25,
+    valid: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """SAM's ambiguity-aware mask loss: each term (a scalar, mean over masks), not yet weighted.
 
     logits (N, C, G, G) and predicted iou (N, C) of C candidates; truth bool (N, G, G); valid bool (N, G, G) or None.
     Per mask only the candidate with the least focal * F + dice * D is trained; the IoU error is a mean square over all
-    candidates (a head trained on winners alone flatters losers). `focal` and `dice` here only choose the winner.
+    candidates (a head trained on winners alone flatters losers). `focal` and `dice` here only choose the winner;
+    `alpha` is the focal loss's.
     """
     truth, valid = truth[:, None], None if valid is None else valid[:, None]
     target = truth.expand_as(logits)
-    focals = focal_loss(logits.float(), target, valid=valid)
+    focals = focal_loss(logits.float(), target, alpha=alpha, valid=valid)
     dices = dice_loss(logits.float(), target, valid=valid)
     winner = (focal * focals + dice * dices).detach().argmin(dim=1, keepdim=True)
     error = (iou.float() - logits_iou(logits, truth, valid=valid)) ** 2

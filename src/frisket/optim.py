@@ -1,4 +1,4 @@
-"""Optimizer and schedule: AdamW, decay on matrices only, warm-up then cosine or constant.
+"""Optimizer and schedule: AdamW, decay on matrices only, warm-up then cosine, constant or constant with a decay.
 
 Total steps come from the config: `trainer.estimated_stepping_batches` silently drops the loader's state on resume.
 """
@@ -21,14 +21,18 @@ TABLE = re.compile(
 
 @dataclass
 class OptimConfig:
-    """lr: peak; min_ratio: the last lr as a share of the peak; warmup_steps: linear from 0. AdamW's betas and decay."""
+    """lr: peak; min_ratio: the last lr as a share of the peak; warmup_steps: linear from 0. AdamW's betas and decay.
+
+    schedule wsd (warm-up, stable, decay): constant, then linear to min_ratio over the last decay_share of the steps.
+    """
 
     lr: float = 1e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     min_ratio: float = 0.0
+    decay_share: float = 0.4
 
 
 def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, steps: int):
@@ -42,7 +46,9 @@ def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *
         {"params": decay, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=tuple(config.betas))
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.lr, betas=tuple(config.betas), fused=True
+    )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: ratio(step, config, steps=steps))
 
 
@@ -52,5 +58,8 @@ def ratio(step: int, config: OptimConfig, *, steps: int) -> float:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
+    if config.schedule == "wsd":
+        left = (steps - step) / max(1.0, config.decay_share * steps)
+        return max(config.min_ratio, min(1.0, left))
     done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * done))

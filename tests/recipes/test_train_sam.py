@@ -11,9 +11,10 @@ from tinyfit import changed, compare_golden, falls, settle, snapshot
 from frisket import checkpoint
 from frisket.data.module import ShardData
 from frisket.errors import UserError
+from frisket.models import zoo
 from frisket.recipes.base import ModelSpec
 from frisket.recipes.interactive import InteractiveConfig
-from frisket.recipes.train_sam import Config, Module
+from frisket.recipes.train_sam import Config, Module, StartConfig, begin
 
 Fit = Callable[..., tuple[list[float], L.Trainer]]
 TINY = {"width": 48, "depth": 2, "heads": 3, "global_blocks": [1]}
@@ -144,3 +145,26 @@ def test_flops_are_counted_without_weights(recipe) -> None:
     assert least < flops < 1.1 * least
     module.freeze(module.sam.image_encoder)
     assert module.model_flops_per_image() == pytest.approx(flops / 3)
+
+
+def test_start_makes_pixels_attend_to_the_nearest_prompt() -> None:
+    """The point of the tied start: each pixel's first attention is strongest for the token placed nearest to it."""
+    torch.manual_seed(0)
+    sam = begin(
+        zoo.build("sam_vit_t", image_size=128, depth=1, global_blocks=(0,)),
+        StartConfig(position_scale=0.3, attention_gain=3.0),
+    )
+    points = torch.tensor([[[16.0, 16.0], [112.0, 112.0]]])
+    tokens = sam.prompt_encoder.pe_layer((points + 0.5) / 128)[0]
+    pixels = sam.prompt_encoder.get_dense_pe().flatten(2)[0].T
+    attention = sam.mask_decoder.transformer.layers[0].cross_attn_image_to_token
+    q, k = (
+        layer(x).unflatten(-1, (attention.heads, -1))
+        for layer, x in ((attention.q_proj, pixels), (attention.k_proj, tokens))
+    )
+    scores = torch.einsum("phd,thd->pt", q, k).unflatten(0, (8, 8))
+    assert scores[1, 1, 0] > scores[1, 1, 1] and scores[6, 6, 1] > scores[6, 6, 0]
+    plain = zoo.build("sam_vit_t", image_size=128, depth=1, global_blocks=(0,))
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    after = begin(plain, StartConfig()).state_dict()  # SAM's own start is left alone
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

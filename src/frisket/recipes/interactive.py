@@ -29,6 +29,7 @@ class InteractiveConfig:
     box_noise_cap: float = 20.0
     box_noise_kind: Literal["gaussian", "uniform"] = "gaussian"
     focal: float = 20.0
+    focal_alpha: float = 0.25  # weight of foreground against background; SAM does not say, this is RetinaNet's
     dice: float = 1.0
     iou: float = 1.0
     ignore_padding: bool = True  # our choice: padded cells do not count
@@ -88,13 +89,14 @@ def interactive_loss(
     one. The carried mask is the one with the highest predicted IoU; its logits (never thresholded) are the mask prompt.
     """
     valid = valid_cells(batch)
+    counted = valid if config.ignore_padding else None
     prompts = first_prompts(batch, config, generator)
     terms: dict[str, list[Tensor]] = {"focal": [], "dice": [], "iou": []}
     prediction = sam.decode(embeddings, batch.image_index, prompts, multimask=True)
     for click in [*click_rounds(config, generator), None]:
         losses = mask_losses(
             prediction.logits, prediction.iou, batch.masks,
-            focal=config.focal, dice=config.dice, valid=valid if config.ignore_padding else None,
+            focal=config.focal, dice=config.dice, alpha=config.focal_alpha, valid=counted,
         )  # fmt: skip
         for name, value in losses.items():
             terms[name].append(value)
