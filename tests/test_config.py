@@ -163,6 +163,15 @@ def test_mandatory_field_left_out() -> None:
     assert config.load(Needy, [], ["data=x"]).data == "x"
 
 
+def test_a_single_word_is_a_list_of_one(write) -> None:
+    loaded = config.load(Schema, [write("optim: {blocks: 3}")])
+    assert loaded.optim.blocks == [3]
+    assert config.load(Schema, [], ["optim.blocks=7"]).optim.blocks == [7]
+    assert config.load(Schema, [], ["optim.blocks=[7,8]"]).optim.blocks == [7, 8]
+    assert "optim.blocks[0]" in message([], ["optim.blocks=x"])
+    assert "optim.betas" in message([], ["optim.betas=0.5"])  # a pair is not meant by one number
+
+
 def test_peek_needs_no_schema(write) -> None:
     path = write("recipe: train_sam\noptim: {lr: 1}")
     assert config.peek([path], [], "recipe") == "train_sam"

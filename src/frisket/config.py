@@ -11,9 +11,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -105,11 +105,28 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
 
 def _merge(schema: type, merged: Any, part: DictConfig, source: str) -> Any:
     try:
-        return OmegaConf.merge(merged, part)
+        return OmegaConf.merge(merged, _listed(merged, part))
     except ConfigKeyError as error:
         raise UserError(f"{source}: {_unknown(schema, error)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_empty(part, error) or _line(error) + _key(error)}") from error
+
+
+def _listed(merged: Any, part: DictConfig) -> DictConfig:
+    """The part, with a single word written as a list of one wherever the schema wants a list (checkpoint=runs/a)."""
+    for key in part:
+        mine = merged._get_node(key) if isinstance(merged, DictConfig) and key in merged else None
+        given = part._get_node(key)
+        if isinstance(mine, DictConfig) and isinstance(given, DictConfig):
+            _listed(mine, given)
+        elif _is_list(mine) and isinstance(given, ValueNode) and given._value() is not None:
+            part[key] = [given._value()]
+    return part
+
+
+def _is_list(node: Any) -> bool:
+    """Whether a node of the schema is a list, not a tuple: a pair of numbers is never meant by one."""
+    return isinstance(node, ListConfig) and get_origin(node._metadata.ref_type) is list
 
 
 def _finish(merged: Any, where: str) -> Any:
