@@ -1,8 +1,10 @@
 """BSDS500's files: where a split's photographs and ground truths are, and what a ground truth holds.
 
 Use     images, truths = folders(Path("/data/BSDS500"), "val"); masks = regions(truths / "101085.mat", (321, 481))
+        drawings = boundaries(truths / "101085.mat")
 Format  groundTruth/<split>/<name>.mat: a cell `groundTruth` of structs, one per annotator, with `Segmentation` (labels)
-        and `Boundaries`. Source: Arbelaez et al., Contour Detection and Hierarchical Image Segmentation, TPAMI 2011.
+        and `Boundaries`; tools differ in the case of these names, so it is ignored. Source: Arbelaez et al., Contour
+        Detection and Hierarchical Image Segmentation, TPAMI 2011.
 """
 
 import zlib
@@ -32,14 +34,53 @@ def regions(mat: Path, size: tuple[int, int]) -> list[np.ndarray]:
 
     Raises ValueError (the reason) when the file is missing, unreadable, or of another size (h, w) than the photograph.
     """
-    if not mat.is_file():
-        raise ValueError(f"has no ground truth {mat.name}")
-    try:
-        cells = scipy.io.loadmat(mat)["groundTruth"].ravel()
-        labels = [cell["Segmentation"][0, 0] for cell in cells]
-    except UNREADABLE as error:
-        raise ValueError(f"the ground truth {mat.name} is not readable ({error})") from error
+    labels = _drawn(mat, "Segmentation")
     for label in labels:
         if label.shape != size:
             raise ValueError(f"the ground truth is {label.shape[::-1]} pixels, the .jpg {size[::-1]}")
     return [label == value for label in labels for value in np.flatnonzero(np.bincount(label.ravel()))]
+
+
+def boundaries(mat: Path) -> np.ndarray:
+    """Every annotator's boundary pixels, bool (A, H, W).
+
+    Raises ValueError (the reason) when the file is missing, unreadable, or holds drawings of several sizes.
+    """
+    drawn = _drawn(mat, "Boundaries")
+    sizes = sorted({one.shape[::-1] for one in drawn})
+    if len(sizes) != 1:
+        raise ValueError(f"the ground truth {mat.name} must hold boundaries of one size, not {sizes or 'none at all'}")
+    return np.stack([one != 0 for one in drawn])
+
+
+def matrix(mat: Path, name: str) -> np.ndarray:
+    """The variable `name` (in any case) of a .mat. Raises ValueError: why it cannot be had, without the file's name."""
+    try:
+        held = scipy.io.loadmat(mat)
+    except UNREADABLE as error:
+        raise ValueError(str(error)) from error
+    for key, value in held.items():
+        if key.lower() == name.lower():
+            return value
+    names = ", ".join(key for key in held if not key.startswith("_"))
+    raise ValueError(f"it holds {names or 'nothing'}, but no {name}")
+
+
+def _drawn(mat: Path, field: str) -> list[np.ndarray]:
+    """One field of every annotator, arrays (H, W)."""
+    if not mat.is_file():
+        raise ValueError(f"has no ground truth {mat.name}")
+    try:
+        return [_cell(cell, field) for cell in matrix(mat, "groundTruth").ravel()]
+    except UNREADABLE as error:
+        raise ValueError(f"the ground truth {mat.name} is not readable ({error})") from error
+
+
+def _cell(cell: np.ndarray, field: str) -> np.ndarray:
+    names = {one.lower(): one for one in cell.dtype.names or ()}
+    if field.lower() not in names:
+        raise ValueError(f"an annotator has no {field}")
+    drawn = cell[names[field.lower()]][0, 0]
+    if drawn.ndim != 2:
+        raise ValueError(f"an annotator's {field} has {drawn.ndim} axes")
+    return drawn
