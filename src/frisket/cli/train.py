@@ -104,8 +104,9 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     _finalize(trainer)
     if preempt.left is not None:
         trainer.strategy.barrier("frisket.left")
+        environment = getattr(trainer.strategy, "cluster_environment", None)  # one device on one node has none
         say(f"stopped on request at step {preempt.left}; the same command goes on from there")
-        return EXIT_PREEMPTED if exits_for_all(trainer.strategy.cluster_environment, trainer.global_rank) else 0
+        return EXIT_PREEMPTED if exits_for_all(environment, trainer.global_rank) else 0
     _finish(trainer, recipe, folder)
     trainer.strategy.barrier("frisket.finished")
     return 0

@@ -73,7 +73,7 @@ def under_slurm() -> bool:
     return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ and SLURMEnvironment.detect()
 
 
-def exits_for_all(environment: ClusterEnvironment, rank: int) -> bool:
+def exits_for_all(environment: ClusterEnvironment | None, rank: int) -> bool:
     """Whether this rank's exit code reaches whoever started the run.
 
     Ranks that Lightning itself spawned do not: their parent (rank 0) would take a code other than 0 for a crash and be
