@@ -71,12 +71,20 @@ def central_pixels(masks: np.ndarray) -> np.ndarray:
     points[:] = (masks.shape[2] // 2, masks.shape[1] // 2)
     for row, mask in enumerate(masks):
         if mask.any():
-            ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))  # distances need only the tight box
-            crop = mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-            distance = np.asarray(ndimage.distance_transform_edt(np.pad(crop, 1)))[1:-1, 1:-1]
+            distance, x0, y0 = depths(mask)
             y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-            points[row] = (x + xs[0], y + ys[0])
+            points[row] = (x + x0, y + y0)
     return points
+
+
+def depths(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """How deep each pixel of a non-empty bool mask (H, W) lies in it, over its tight box: float (h, w), and x0, y0.
+
+    The exact Euclidean distance to the nearest pixel outside, the picture's border counting as outside.
+    """
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))  # distances need only the tight box
+    crop = mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    return np.asarray(ndimage.distance_transform_edt(np.pad(crop, 1)))[1:-1, 1:-1], int(xs[0]), int(ys[0])
 
 
 def noised_boxes(

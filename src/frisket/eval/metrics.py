@@ -13,19 +13,24 @@ SMALL, LARGE = 32.0**2, 96.0**2  # COCO's size limits, in original pixels
 class MaskIoU(Metric):
     """Mean IoU over masks (not images), and over small, medium and large ones by area in original pixels.
 
-    The sums are exact in float64 and add over ranks, so one GPU and eight give the same number.
+    The sums are exact in float64 and add over ranks, so one GPU and eight give the same number. `shared_borders`: an
+    object of exactly 32² or 96² counts on both sides of the limit (EfficientViT-SAM), else it is medium.
     """
 
     full_state_update = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared_borders: bool = False) -> None:
         super().__init__()
+        self.shared_borders = shared_borders
         self.add_state("total", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, iou: Tensor, areas: Tensor) -> None:
         """Add per-mask IoU (N,) with areas (N,) in original pixels."""
-        member = torch.stack([areas >= 0, areas < SMALL, (areas >= SMALL) & (areas <= LARGE), areas > LARGE]).double()
+        small, large = areas < SMALL, areas > LARGE
+        if self.shared_borders:
+            small, large = areas <= SMALL, areas >= LARGE
+        member = torch.stack([areas >= 0, small, (areas >= SMALL) & (areas <= LARGE), large]).double()
         self.total += member @ iou.to(member)
         self.count += member.sum(dim=1)
 
