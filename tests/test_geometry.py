@@ -11,7 +11,6 @@ from frisket.geometry import (
     box_iou,
     boxes_of_masks,
     mask_iou,
-    nms,
     resize_image,
     upscale_logits,
 )
@@ -123,15 +122,6 @@ def test_box_iou_by_counting_pixels() -> None:
             expected = int((canvas[i] & canvas[j]).sum()) / union if union else 0.0
             assert ours[i, j].item() == pytest.approx(expected, abs=1e-6)
     assert box_area(boxes).tolist() == canvas.flatten(1).sum(1).tolist()
-
-
-def test_nms_is_greedy_and_ordered() -> None:
-    boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [2, 0, 12, 10], [0, 0, 10, 10]]).float()
-    scores = torch.tensor([0.9, 0.8, 0.95, 0.7, 0.9])
-    # 1 and 4 overlap 0 by more than 0.7; 3 overlaps 0 by 8/12 only, and 1, which would drop it, is gone
-    assert nms(boxes, scores, 0.7).tolist() == [2, 0, 3]
-    assert nms(boxes, scores, 1.0).tolist() == [2, 0, 4, 1, 3]
-    assert nms(boxes[:0], scores[:0], 0.5).tolist() == []
 
 
 def test_mask_iou() -> None:

@@ -72,9 +72,15 @@ def upscale_logits(low: Tensor, frame: Frame) -> Tensor:
 
     SAM's two steps: bilinear to S x S, crop the valid part, bilinear to the original size.
     """
-    full = F.interpolate(low[:, None].float(), size=(frame.side, frame.side), mode="bilinear", align_corners=False)
-    valid = full[..., : frame.size[0], : frame.size[1]]
-    return F.interpolate(valid, size=frame.original, mode="bilinear", align_corners=False)[:, 0]
+    return bilinear_twice(low, padded=(frame.side, frame.side), valid=frame.size, original=frame.original)
+
+
+def bilinear_twice(
+    low: Tensor, *, padded: tuple[int, int], valid: tuple[int, int], original: tuple[int, int]
+) -> Tensor:
+    """(N, g, g') to `padded` (h, w) bilinearly, its corner `valid` cut out, that to `original`: (N, *original)."""
+    full = F.interpolate(low[:, None].float(), size=padded, mode="bilinear", align_corners=False)
+    return F.interpolate(full[..., : valid[0], : valid[1]], size=original, mode="bilinear", align_corners=False)[:, 0]
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
@@ -106,19 +112,6 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     inter = (high - low).clamp(min=0).prod(dim=2)
     union = box_area(a)[:, None] + box_area(b)[None] - inter
     return torch.where(union > 0, inter / union.clamp(min=1e-9), torch.zeros_like(union))
-
-
-def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
-    """Greedy non-maximum suppression: kept indices in descending score order (ties by index)."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    over = box_iou(boxes, boxes) > iou
-    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    kept = []
-    for index in order.tolist():
-        if alive[index]:
-            kept.append(index)
-            alive &= ~over[index]
-    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -113,15 +113,24 @@ def _fill(runs, number, first_row, first_column, out):  # pragma: no cover (comp
 
 
 @numba.njit(cache=True, nogil=True)
-def _runs_of(pixels, runs):  # pragma: no cover (compiled)
-    """Runs of a flat bool array, starting with background. Returns their number (at most len(pixels) + 1)."""
+def _runs_of(pixels, words, runs):  # pragma: no cover (compiled)
+    """Runs of a flat bool array, starting with background. Returns their number (at most len(pixels) + 1).
+
+    words: the same memory, 8 pixels each; those of one colour are passed over whole.
+    """
     number, start, value = 0, 0, False
-    for p in range(pixels.size):
+    p = 0
+    while p < pixels.size:
+        w = p >> 3
+        if p & 7 == 0 and w < words.size and words[w] == (0x0101010101010101 if value else 0):
+            p += 8
+            continue
         if pixels[p] != value:
             runs[number] = p - start
             number += 1
             start = p
             value = not value
+        p += 1
     runs[number] = pixels.size - start
     return number + 1
 
@@ -258,8 +267,31 @@ def encode(mask: NDArray[Any]) -> dict[str, Any]:
     mask = np.asarray(mask)
     if mask.ndim != 2 or not mask.size:
         raise ValueError(f"a mask is (H, W) with at least one pixel, not {mask.shape}")
-    pixels = (mask if mask.dtype == np.bool_ else mask != 0).ravel(order="F")
+    return encode_columns((mask if mask.dtype == np.bool_ else mask != 0).T)
+
+
+def encode_columns(columns: NDArray[np.bool_]) -> dict[str, Any]:
+    """`encode` of a mask given column by column, bool (W, H): quickest when that is contiguous."""
+    pixels = columns.ravel()
     runs = np.empty(pixels.size + 1, np.int64)
-    runs = runs[: _runs_of(pixels, runs)]
+    runs = runs[: _runs_of(pixels, pixels[: pixels.size & ~7].view(np.int64), runs)]
     text = np.empty(8 * runs.size, np.uint8)
-    return {"size": [int(n) for n in mask.shape], "counts": text[: _write(runs, text)].tobytes().decode("ascii")}
+    size = [int(n) for n in columns.shape[::-1]]
+    return {"size": size, "counts": text[: _write(runs, text)].tobytes().decode("ascii")}
+
+
+def placed(rle: Rle, size: tuple[int, int], corner: tuple[int, int]) -> dict[str, Any]:
+    """A mask of a window as one of its picture (H, W), the window's first pixel at `corner` (row, column).
+
+    Raises ValueError for a damaged mask, or when the window does not lie in the picture.
+    """
+    height, width = _size(rle)
+    if corner == (0, 0) and (height, width) == tuple(size):
+        return dict(rle)
+    y, x = corner
+    if min(y, x) < 0 or y + height > size[0] or x + width > size[1]:
+        raise ValueError(f"a window of {height} x {width} at {corner} does not lie in {size[0]} x {size[1]}")
+    window = fill_many([rle], np.arange(height), np.arange(width))[0]
+    whole = np.zeros(size, np.bool_)
+    whole[y : y + height, x : x + width] = window
+    return encode(whole)

@@ -64,7 +64,7 @@ class Predictor:
 
     @property
     def image(self) -> Tensor:
-        """The photograph, uint8 (3, H, W). Raises UserError before `set_image`."""
+        """The photograph as it was set, uint8 (3, H, W). Raises UserError before `set_image`."""
         if self._image is None:
             raise UserError("no photograph is set: call set_image first")
         return self._image
@@ -86,12 +86,23 @@ class Predictor:
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise ValueError(f"a photograph is uint8 (H, W, 3) RGB, not {pixels.dtype} {pixels.shape}")
         frame = Frame.fit((pixels.shape[0], pixels.shape[1]), self.side)
-        self._image = torch.from_numpy(np.array(pixels, copy=True)).permute(2, 0, 1)
+        photograph = torch.from_numpy(np.array(pixels, copy=True)).permute(2, 0, 1)
+        self.set_fitted(resize_image(photograph, frame.size), frame)
+        self._image = photograph
+
+    @torch.inference_mode()
+    def set_fitted(self, image: Tensor, frame: Frame) -> None:
+        """Embed a photograph that is already at input size: uint8 (3, h, w) with (h, w) = frame.size; prompts and
+        answers are in the pixels of frame.original. Raises ValueError for another size, or another side than S."""
+        if frame.side != self.side or tuple(image.shape) != (3, *frame.size):
+            raise ValueError(
+                f"a picture of {tuple(image.shape)} for side {frame.side} does not fit {frame} at {self.side}"
+            )
         padded = torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8)
-        padded[0, :, : frame.size[0], : frame.size[1]] = resize_image(self.image, frame.size)
+        padded[0, :, : frame.size[0], : frame.size[1]] = image
         device = self.sam.device
         self._embedding = self.sam.encode(padded.to(device), torch.tensor([frame.size], device=device))
-        self._frame = frame
+        self._frame, self._image = frame, image
 
     def prompts(
         self,
