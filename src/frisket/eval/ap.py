@@ -1,0 +1,232 @@
+"""Average precision and recall by COCO's and by LVIS' rules: matched photograph by photograph, added up at the end.
+
+Use     one = match(found, truth, COCO)                           # of one photograph, on whichever rank judged it
+        numbers = summarise([one, …], COCO, categories)           # photographs in ascending order of their ids
+Rules   COCO: at most 100 detections per photograph and class, crowd regions neither count nor cost. LVIS v1: at most
+        300 per photograph over all classes; only classes known to be present or absent count; unmatched detections of
+        a class that is not annotated exhaustively cost nothing; means over rare, common and frequent classes.
+Source  pycocotools' COCOeval and lvis' LVISEval, which the tests compare with to 1e-12; the arithmetic keeps their
+        order, so that ties fall the same way. Only a few bytes per detection outlive its photograph: LVIS' millions of
+        masks are never together in memory. One difference: there an object whose id is 0 counts as unmatched, here not.
+Shape letters: D detections, G objects, A = 4 area ranges, T = 10 IoU thresholds, R = 101 recalls, K classes.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numba
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from frisket.data.coco import Category
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
+SIZES = ("", "_s", "_m", "_l")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A benchmark's conventions. per_photo and per_class: the most detections of a photograph, and of a class in it;
+    recalls: where average recall is reported; federated: LVIS' treatment of unknown classes."""
+
+    name: str
+    per_photo: int | None
+    per_class: int | None
+    recalls: tuple[int, ...]
+    federated: bool
+
+
+COCO = Rules("COCO", per_photo=None, per_class=100, recalls=(1, 10, 100), federated=False)
+LVIS = Rules("LVIS v1", per_photo=300, per_class=None, recalls=(300,), federated=True)
+
+
+@dataclass
+class Found:
+    """Detections in one photograph, in the order of their file. shapes: D masks as RLE, or D boxes xywh; areas, scores:
+    float64 (D,); categories: int64 (D,)."""
+
+    shapes: Sequence[Any]
+    areas: np.ndarray
+    categories: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass
+class Objects:
+    """The truth in one photograph, as `Found`. ignore: bool (G,), crowd regions; negative, not_exhaustive: LVIS'."""
+
+    shapes: Sequence[Any]
+    areas: np.ndarray
+    categories: np.ndarray
+    ignore: np.ndarray
+    negative: Sequence[int] = ()
+    not_exhaustive: Sequence[int] = ()
+
+
+@dataclass
+class Matches:
+    """What stays of one photograph. Of its D detections that count, class by class and by falling score: categories,
+    rank in the class (from 0), scores, and packed bits (A·T / 8, D) of matched and ignored; of its G objects:
+    categories and ignored (A, G)."""
+
+    categories: np.ndarray
+    ranks: np.ndarray
+    scores: np.ndarray
+    matched: np.ndarray
+    ignored: np.ndarray
+    truths: np.ndarray
+    truths_ignored: np.ndarray
+
+
+def match(found: Found, truth: Objects, rules: Rules) -> Matches:
+    """Match one photograph's detections with its objects, class by class, greedily in the order of the scores."""
+    order = np.argsort(-found.scores, kind="stable")[: rules.per_photo]
+    if rules.federated:
+        known = np.union1d(truth.categories, np.asarray(truth.negative, np.int64))
+        order = order[np.isin(found.categories[order], known)]
+    order = order[np.argsort(found.categories[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(found.categories[order], prepend=-1, append=-1)) if len(order) else np.zeros(1, int)
+    ranks = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
+    if rules.per_class is not None:
+        order, ranks = order[ranks < rules.per_class], ranks[ranks < rules.per_class]
+    categories = found.categories[order]
+
+    ignored_truth = truth.ignore | (truth.areas < AREAS[:, :1]) | (truth.areas > AREAS[:, 1:])
+    matched = np.zeros((len(AREAS), len(THRESHOLDS), len(order)), bool)
+    by_ignored = np.zeros_like(matched)
+    for category in np.intersect1d(categories, truth.categories):
+        mine, theirs = np.flatnonzero(categories == category), np.flatnonzero(truth.categories == category)
+        crowd = truth.ignore[theirs].astype(np.uint8)
+        iou = coco_mask.iou([found.shapes[i] for i in order[mine]], [truth.shapes[i] for i in theirs], crowd)
+        out = np.zeros((2, len(AREAS), len(THRESHOLDS), len(mine)), bool)
+        _greedy(np.asarray(iou, np.float64), ignored_truth[:, theirs], crowd, THRESHOLDS, out[0], out[1])
+        matched[:, :, mine], by_ignored[:, :, mine] = out
+    areas = found.areas[order]
+    free = (areas < AREAS[:, :1]) | (areas > AREAS[:, 1:])
+    if rules.federated:
+        free = free | np.isin(categories, np.asarray(truth.not_exhaustive, np.int64))
+    ignored = by_ignored | (~matched & free[:, None])
+    return Matches(
+        categories, ranks, found.scores[order], _pack(matched), _pack(ignored), truth.categories, ignored_truth
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def _greedy(iou, ignored, crowd, thresholds, matched, by_ignored):  # pragma: no cover (compiled)
+    """COCO's matching. iou (D, G), detections by falling score; ignored (A, G); matched, by_ignored (A, T, D) out."""
+    count, objects = iou.shape
+    for a in range(ignored.shape[0]):
+        order = np.argsort(ignored[a].astype(np.int64), kind="mergesort")
+        for t in range(thresholds.size):
+            taken = np.zeros(objects, np.bool_)
+            for d in range(count):
+                best, m = min(thresholds[t], 1 - 1e-10), -1
+                for g in order:
+                    if taken[g] and not crowd[g]:
+                        continue
+                    if m > -1 and not ignored[a, m] and ignored[a, g]:
+                        break
+                    if iou[d, g] < best:
+                        continue
+                    best, m = iou[d, g], g
+                if m > -1:
+                    matched[a, t, d] = True
+                    by_ignored[a, t, d] = ignored[a, m]
+                    taken[m] = True
+
+
+def _pack(bits: np.ndarray) -> np.ndarray:
+    """bool (A, T, D) -> uint8 (A·T / 8, D)."""
+    return np.packbits(bits.reshape(len(AREAS) * len(THRESHOLDS), bits.shape[-1]), axis=0)
+
+
+def _unpack(bits: np.ndarray) -> np.ndarray:
+    return np.unpackbits(bits, axis=0).reshape(len(AREAS), len(THRESHOLDS), bits.shape[1]).astype(bool)
+
+
+@dataclass
+class Curves:
+    """precision (A, T, R, K), and recall (A, T, K) for each of the rules' `recalls`; -1 where a class has no object."""
+
+    precision: np.ndarray
+    recall: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def curves(matches: Sequence[Matches], rules: Rules, categories: Sequence[int]) -> Curves:
+    """Add up photographs, given in ascending order of their ids (ties in score keep it), over the classes K."""
+    shape = (len(AREAS), len(THRESHOLDS))
+    out = Curves(-np.ones((*shape, len(RECALLS), len(categories))))
+    out.recall = {most: -np.ones((*shape, len(categories))) for most in rules.recalls}
+    found, truths = _by_class(matches)
+    for k, category in enumerate(categories):
+        if category not in truths:
+            continue
+        objects = (~truths[category]).sum(axis=1)  # (A,)
+        scores, ranks, matched, ignored = found.get(category) or _nothing()
+        order = np.argsort(-scores, kind="mergesort")
+        ranks, matched, ignored = ranks[order], _unpack(matched[:, order]), _unpack(ignored[:, order])
+        right, wrong = (bits & ~ignored for bits in (matched, ~matched))
+        hits = np.cumsum(right, axis=2, dtype=np.float64)
+        misses = np.cumsum(wrong, axis=2, dtype=np.float64)
+        precision = hits / (misses + hits + np.spacing(1))
+        precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+        for a in np.flatnonzero(objects):
+            out.precision[a, ..., k] = _at_recalls(hits[a] / objects[a], precision[a])
+            for most, recall in out.recall.items():
+                recall[a, :, k] = right[a][:, ranks < most].sum(axis=1) / objects[a]
+    return out
+
+
+def _by_class(matches: Sequence[Matches]) -> tuple[dict[int, tuple[np.ndarray, ...]], dict[int, np.ndarray]]:
+    """{class: (scores, ranks, matched, ignored)} and {class: ignored (A, G)} over all photographs, in their order."""
+    found: dict[int, list[tuple[np.ndarray, ...]]] = defaultdict(list)
+    truths: dict[int, list[np.ndarray]] = defaultdict(list)
+    for one in matches:
+        for category in np.unique(one.categories):
+            mine = one.categories == category
+            found[int(category)].append((one.scores[mine], one.ranks[mine], one.matched[:, mine], one.ignored[:, mine]))
+        for category in np.unique(one.truths):
+            truths[int(category)].append(one.truths_ignored[:, one.truths == category])
+    joined = {k: tuple(np.concatenate(p, axis=-1) for p in zip(*parts, strict=True)) for k, parts in found.items()}
+    return joined, {category: np.concatenate(parts, axis=1) for category, parts in truths.items()}
+
+
+def _nothing() -> tuple[np.ndarray, ...]:
+    bits = np.zeros((len(AREAS) * len(THRESHOLDS) // 8, 0), np.uint8)
+    return np.zeros(0), np.zeros(0, int), bits, bits
+
+
+def _at_recalls(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Precision (T, R) at the fixed recalls, of recall and falling precision (T, D); 0 beyond the last."""
+    out = np.zeros((len(THRESHOLDS), len(RECALLS)))
+    for t in range(len(THRESHOLDS)):
+        at = np.searchsorted(recall[t], RECALLS, side="left")
+        reached = at < recall.shape[1]
+        out[t, reached] = precision[t, at[reached]]
+    return out
+
+
+def summarise(matches: Sequence[Matches], rules: Rules, categories: Mapping[int, Category]) -> dict[str, float]:
+    """{"ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l"}, and by LVIS'
+    rules "ap_r", "ap_c", "ap_f" and "ar300". Fractions; nan where there is no object (pycocotools says -1)."""
+    ids = sorted(categories)
+    found = curves(matches, rules, ids)
+    most = rules.recalls[-1]
+    numbers = {"ap": _mean(found.precision[0])}
+    numbers |= {f"ap{round(100 * THRESHOLDS[t])}": _mean(found.precision[0, t]) for t in (0, 5)}
+    numbers |= {f"ap{size}": _mean(found.precision[a]) for a, size in enumerate(SIZES) if size}
+    if rules.federated:
+        for frequency in "rcf":
+            chosen = [k for k, category in enumerate(ids) if categories[category].frequency == frequency]
+            numbers[f"ap_{frequency}"] = _mean(found.precision[0][..., chosen])
+    numbers |= {f"ar{k}": _mean(found.recall[k][0]) for k in rules.recalls}
+    return numbers | {f"ar{size}": _mean(found.recall[most][a]) for a, size in enumerate(SIZES) if size}
+
+
+def _mean(values: np.ndarray) -> float:
+    real = values[values > -1]
+    return float(real.mean()) if real.size else float("nan")
