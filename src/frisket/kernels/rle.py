@@ -1,7 +1,8 @@
 """COCO run-length masks read straight into a small grid: the full-size mask is never built.
 
 Use     `fill_many(rles, rows, columns)` gives (M, h, w) uint8, where rows[i] and columns[j] name the source pixel that
-        output cell (i, j) samples; `check`, `area`, `counts` and `encode` do what their names say.
+        output cell (i, j) samples; `check`, `area`, `counts`, `encode` and `thumbnails` do what
+        their names say.
 Source  The format is pycocotools' (runs down the columns, starting with background; in strings 6-bit characters, the
         difference to the run before last from the fourth run on). The sampling fill is our choice.
 
@@ -257,6 +258,18 @@ def fill_many(rles: Sequence[Rle], rows: ArrayLike, columns: ArrayLike) -> NDArr
     except ValueError as error:
         raise ValueError(f"mask {at}: {error}") from error
     return out
+
+
+def thumbnails(rles: Sequence[Rle], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Masks of one picture seen at another size: bool (M, h, w), nearest pixels.
+
+    Raises ValueError naming the number of the damaged mask.
+    """
+    if not rles:
+        return np.zeros((0, *size), np.bool_)
+    whole = _size(rles[0])
+    rows, columns = ((2 * np.arange(n) + 1) * length // (2 * n) for n, length in zip(size, whole, strict=True))
+    return fill_many(rles, rows, columns).view(np.bool_)
 
 
 def encode(mask: NDArray[Any]) -> dict[str, Any]:
