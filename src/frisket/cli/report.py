@@ -1,0 +1,36 @@
+"""`frisket report RUN… [out=…] [title=…]`: results of runs and published numbers as one HTML page that opens offline.
+
+    frisket report runs/eval runs/eval_latency runs/train_sam out=runs/report.html
+
+Each RUN is a folder that `frisket eval` or `frisket train` wrote (or an eval.json). `frisket.export.report` makes it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from frisket import config
+from frisket.errors import UserError
+from frisket.export.report import write
+
+YAML = (".yaml", ".yml")
+
+
+@dataclass
+class ReportConfig:
+    """runs: folders, or the command's words; out: the page; title: its heading."""
+
+    runs: list[str] = field(default_factory=list)
+    out: str = "runs/report.html"
+    title: str = "Leaderboard"
+
+
+def run(files: list[str], overrides: list[str]) -> int:
+    """Write the page and say where it is; return the exit code."""
+    yamls = [file for file in files if Path(file).suffix.lower() in YAML]
+    settings = config.load(ReportConfig, yamls, overrides)
+    if Path(settings.out).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"out={settings.out} must end in .html: the report is one page")
+    given = [file for file in files if file not in yamls] or settings.runs
+    path = write(given, settings.out, title=settings.title)
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens offline)")
+    return 0

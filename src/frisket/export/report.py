@@ -1,0 +1,569 @@
+"""The leaderboard: results of runs, and what others published, as one HTML page that opens offline.
+
+Use     write(["runs/eval", "runs/eval_latency", "runs/train_sam"], "runs/report.html")
+Holds   an overview of models x protocols; a section for each task with a board for each protocol and data set, its
+        curves and pictures; published numbers, in the same table only where task, protocol and whole data set are
+        the same; training curves; the environment and command of every run. Everything is inside the file.
+Source  our choice. Numbers of different protocols, data sets or (for times) hardware never share a column.
+"""
+
+import base64
+import datetime
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from frisket.errors import UserError
+from frisket.export.markup import Html, Line, chart, join, number, tag
+from frisket.export.published import TABLES, Table
+from frisket.export.results import (
+    COUNTS,
+    TASKS,
+    Board,
+    Entry,
+    Evaluation,
+    Training,
+    boards,
+    curve,
+    read,
+    scalar,
+)
+from frisket.export.style import CSS, SCRIPT
+from frisket.files import write_text
+
+HEADLINES = {
+    "miou": ("box/miou", "click1/miou"),
+    "instance": ("ap",),
+    "everything": ("ar1000", "miou"),
+    "edges": ("ods",),
+    "latency": ("end_to_end/ms", "encoder/ms"),
+}
+"""What of each task stands in the overview; of another task, its first number."""
+
+QUIET = (
+    *(f"macs/{name}_g" for name in ("encoder_run", "point", "points64")),
+    *(f"memory/{name}" for name in ("encoder_peak_mib", "box_peak_mib", "points64_peak_mib", "whole_life")),
+    *(f"memory/{name}" for name in ("rss_before_mib", "rss_mib")),
+    *("throughput/best_batch", "agreement/finite", "agreement/ok"),
+)
+"""Numbers that are told under "All numbers" and take no column."""
+
+PICTURES = {
+    "masks": "The first photographs",
+    "best": "Where the last model did best",
+    "worst": "Where the last model did worst",
+}
+
+
+def write(paths: Sequence[str | Path], out: str | Path, *, title: str = "Leaderboard") -> Path:
+    """Read the runs and write the page. Raises UserError for a run that is missing or damaged, or for none at all."""
+    if not paths:
+        raise UserError("report needs runs: frisket report runs/eval runs/train_sam, folders that eval or train wrote")
+    found = [part for path in paths for part in read(path)]
+    evaluations = [part for part in found if isinstance(part, Evaluation)]
+    trainings = [part for part in found if isinstance(part, Training)]
+    write_text(out, page(evaluations, trainings, title=title))
+    return Path(out)
+
+
+def page(evaluations: list[Evaluation], trainings: list[Training], *, title: str = "Leaderboard") -> Html:
+    """The whole page."""
+    found = boards(evaluations)
+    tasks = list(dict.fromkeys(board.task for board in found))
+    parts: list[tuple[str, str, Html]] = []
+    if found:
+        parts.append(("overview", "Overview", overview(found)))
+    parts += [(f"task-{task}", heading(task), task_section(task, found)) for task in tasks]
+    if trainings:
+        parts.append(("training", "Training", join([training_section(run) for run in trainings])))
+    rest = [table for table in TABLES if table.task not in tasks]
+    if rest:
+        words = tag("p", "Tasks that were not run here. Each table has its own protocol and data.", class_="muted")
+        parts.append(("published", "Published elsewhere", join(words, published_tables(rest))))
+    parts.append(("runs", "Runs", runs_section(evaluations, trainings)))
+    now = datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC")
+    models = len({(entry.label, entry.evaluation.digest(entry.label)) for board in found for entry in board.entries})
+    said = f"{models} models on {len(found)} boards, from {_plural(len(evaluations), 'evaluation')}"
+    said += f" and {_plural(len(trainings), 'training run')}" if trainings else ""
+    links = [tag("li", tag("a", text, href=f"#{name}")) for name, text, _ in parts]
+    body = [
+        tag("a", "To the tables", href="#main", class_="skip"),
+        tag(
+            "header",
+            tag("h1", title),
+            tag("p", f"{said}. Written {now}.", class_="lead"),
+            tag("nav", tag("ul", links), aria_label="Page"),
+            class_="top",
+        ),
+        tag("main", *(tag("section", tag("h2", text), part, id=name) for name, text, part in parts), id="main"),
+        tag("footer", tag("p", "Made by frisket report. The page needs no network and loads nothing.")),
+        tag("script", Html(SCRIPT)),
+    ]
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag(
+            "meta",
+            http_equiv="Content-Security-Policy",
+            content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+        ),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", Html(CSS)),
+    ]
+    return Html("<!doctype html>\n" + tag("html", tag("head", *head), tag("body", *body), lang="en") + "\n")
+
+
+# ---------------------------------------------------------------- columns and cells
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of a table. group and name: the two lines of its head; kind: percent, fraction, count or plain."""
+
+    key: str
+    group: str
+    name: str
+    kind: str
+    lower: bool = False
+
+    def text(self, value: float | None) -> str:
+        """The number as it stands in a cell."""
+        if value is None:
+            return "–"
+        if self.kind == "percent":
+            return f"{100 * value:.1f}"
+        if self.kind == "fraction":
+            return f"{value:.3f}"
+        return number(value) if self.kind == "count" or abs(value) >= 1000 else f"{value:.3g}"
+
+
+MEASURES = {
+    **{"miou": "mIoU", "miou_s": "S", "miou_m": "M", "miou_l": "L", "iou": "IoU", "biou": "boundary IoU"},
+    **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_s": "AP S", "ap_m": "AP M", "ap_l": "AP L"},
+    **{"ap_r": "AP rare", "ap_c": "AP common", "ap_f": "AP frequent", "ods": "ODS", "ois": "OIS", "r50": "R50"},
+    **{"ar1000": "AR@1000", "ar1000_s": "S", "ar1000_m": "M", "ar1000_l": "L", "box_ar1000": "box AR@1000"},
+    **{"ar1000_r": "rare", "ar1000_c": "common", "ar1000_f": "frequent"},
+    **{"best_images_per_second": "images/s", "images_per_second": "images/s", "parameters_m": "weights, M"},
+}
+PARTS = {
+    **{"box": "1 box", "point": "1 click", "points64": "64 clicks", "post": "upscaling", "end_to_end": "end to end"},
+    **{"macs": "GMAC", "memory": "MiB", "agreement": "agrees with fp32", "gpu": "RTX 2080 Ti", "phone": "iPhone 14"},
+    **{
+        "orin": "Jetson Orin",
+        "a100": "A100",
+        "everything32": "everything, 32 × 32",
+        "everything64": "everything, 64 × 64",
+    },
+}
+
+
+def column(task: str, key: str) -> Column:
+    """How a key of eval.json is shown: known ones as people quote them, others under their own name."""
+    what, _, measure = key.rpartition("/")
+    group = PARTS.get(what, what.replace("_", " "))
+    if what.startswith("click") and what[5:].isdigit():
+        group = f"{what[5:]} click" + ("s" if what != "click1" else "")
+    if key in COUNTS:
+        return Column(key, "", key, "count")
+    if measure == "ms" or measure == "s":
+        return Column(key, group, "ms" if measure == "ms" else "s", "plain", lower=True)
+    for ending, unit in (("_mib", " MiB"), ("_mb", " MB"), ("_g", " GMAC")):
+        if measure.endswith(ending):
+            name = measure.removesuffix(ending).replace("_", " ")
+            return Column(key, group, name if what else name + unit, "plain", lower=True)
+    name = MEASURES.get(measure, measure.replace("_", " "))
+    if task == "edges" or what == "agreement":
+        return Column(key, group, name, "fraction")
+    if measure.split("_")[0].rstrip("0123456789") in ("miou", "ap", "ar", "iou", "biou", "recall", "precision", "box"):
+        return Column(key, group, name, "percent")
+    return Column(key, group, name, "plain", lower=measure.startswith("parameters"))
+
+
+def columns(task: str, numbers: Sequence[dict[str, Any]]) -> list[Column]:
+    """Columns of a board: every key that is a number for somebody, in the order met; counts last."""
+    keys = list(dict.fromkeys(key for one in numbers for key, value in one.items() if scalar(value) is not None))
+    timed = {key.removesuffix("/ms") for key in keys if key.endswith("/ms")}
+    told = {f"{part}/{rest}" for part in timed for rest in ("ms_p5", "ms_p95", "n")}
+    keys = [key for key in keys if key not in told and key not in QUIET]
+    return [column(task, key) for key in sorted(keys, key=lambda key: key in COUNTS)]
+
+
+def below(numbers: dict[str, Any], key: str) -> str:
+    """The small line under a number: the spread of a time, the batch of a throughput."""
+    low, high, count = (scalar(numbers.get(f"{key}{end}")) for end in ("_p5", "_p95", ""))
+    count = scalar(numbers.get(key.rpartition("/")[0] + "/n"))
+    if low is not None and high is not None:
+        return f"{low:.3g}–{high:.3g}" + (f", n {count:.0f}" if count else "")
+    batch = scalar(numbers.get("throughput/best_batch"))
+    return f"batch {batch:.0f}" if key == "throughput/best_images_per_second" and batch else ""
+
+
+def table(caption: str, cols: Sequence[Column], rows: Sequence[Html], *, first: str = "Model") -> Html:
+    """A sortable table in a frame of its own. Column 0 is the row's name."""
+    grouped = any(col.group for col in cols)
+    top: list[Html] = []
+    if grouped:
+        top.append(tag("th", Html("&nbsp;")))
+        at = 0
+        while at < len(cols):
+            span = 1
+            while at + span < len(cols) and cols[at + span].group == cols[at].group:
+                span += 1
+            group = cols[at].group
+            top.append(tag("th", tag("span", group) if group else "", colspan=span, scope="colgroup", class_="group"))
+            at += span
+    names = [tag("th", tag("button", first, type="button", data_column=0, data_first="ascending"), scope="col")]
+    for index, col in enumerate(cols, 1):
+        way = "ascending" if col.lower else "descending"
+        said = f"{col.group} {col.name}".strip()
+        button = tag(
+            "button", col.name, type="button", data_column=index, data_first=way, title=col.key,
+            aria_label=f"{said}, {'%' if col.kind == 'percent' else ''}".rstrip(", ") + ": sort",
+        )  # fmt: skip
+        unit = tag("small", "%") if col.kind == "percent" else None
+        names.append(tag("th", button, unit, scope="col"))
+    head = tag("thead", tag("tr", *top) if grouped else None, tag("tr", *names))
+    inner = tag("table", tag("caption", caption, class_="unseen"), head, tag("tbody", *rows), class_="sortable")
+    return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
+def cell(col: Column, value: float | None, *, small: str = "", best: bool = False, title: str = "") -> Html:
+    """One number; `best` marks it, `small` stands under it."""
+    return tag(
+        "td",
+        tag("span", col.text(value)) if best else col.text(value),
+        tag("small", small) if small and value is not None else None,
+        data_value=None if value is None else repr(value),
+        class_="best" if best else None,
+        title=title or None,
+    )
+
+
+def best_of(col: Column, entries: Sequence[Entry]) -> float | None:
+    """The best value of a column among ours, when there are several to choose from."""
+    values = [value for entry in entries if (value := scalar(entry.numbers.get(col.key))) is not None]
+    if len(values) < 2 or col.kind == "count" or len(set(values)) < 2:
+        return None
+    return min(values) if col.lower else max(values)
+
+
+# ---------------------------------------------------------------- sections
+
+
+def heading(task: str) -> str:
+    """A task's heading."""
+    return TASKS.get(task, task.replace("_", " ").capitalize())
+
+
+def overview(found: list[Board]) -> Html:
+    """Models as rows, the headline of every board as columns; one column, one protocol and data set."""
+    picks = [(board, column(board.task, key)) for board in found for key in headline(board)]
+    models: dict[tuple[str, str], dict[int, float]] = {}
+    sizes: dict[tuple[str, str], float | None] = {}
+    for index, (board, col) in enumerate(picks):
+        for entry in board.entries:
+            who = (entry.label, entry.evaluation.digest(entry.label))
+            sizes[who] = sizes.get(who) or entry.evaluation.parameters(entry.label)
+            value = scalar(entry.numbers.get(col.key))
+            if value is not None:
+                models.setdefault(who, {})[index] = value
+    shown = [
+        Column(str(index), short(board), f"{col.group} {col.name}".strip(), col.kind, col.lower)
+        for index, (board, col) in enumerate(picks)
+    ]
+    weight = Column("parameters", "", "weights, M", "plain", lower=True)
+    rows = []
+    repeated = {label for label, _ in models if sum(label == other for other, _ in models) > 1}
+    for (label, digest), values in models.items():
+        size = sizes[(label, digest)]
+        who = tag("small", f"weights {digest[:8]}") if label in repeated and digest else None
+        cells = [cell(weight, None if size is None else size / 1e6)]
+        for index, col in enumerate(shown):
+            rivals = [other[index] for other in models.values() if index in other]
+            top = (min if col.lower else max)(rivals) if len(set(rivals)) > 1 else None
+            value = values.get(index)
+            cells.append(cell(col, value, best=value is not None and value == top))
+        rows.append(tag("tr", tag("th", label, who, scope="row", data_value=label), *cells))
+    words = "Every column is one protocol on one data set; compare down a column, never across."
+    return join(tag("p", words, class_="muted"), table("Overview: models and headline numbers", [weight, *shown], rows))
+
+
+def headline(board: Board) -> list[str]:
+    """The keys of a board that stand in the overview."""
+    known = [key for entry in board.entries for key, value in entry.numbers.items() if scalar(value) is not None]
+    wanted = HEADLINES.get(board.task, ())
+    found = [key for key in wanted if key in known]
+    if board.task == "latency":
+        found = found[:1]
+    return found or [key for key in dict.fromkeys(known) if key not in (*COUNTS, *QUIET)][:1]
+
+
+def short(board: Board) -> str:
+    """A board's name in a column's head: protocol and data."""
+    data = Path(board.data).name or board.data
+    parent = Path(board.data).parent.name
+    where = f"{parent}/{data}" if data in ("val", "train", "test", "images") and parent else data
+    return " · ".join(word for word in (board.preset or board.task, where) if word)
+
+
+def task_section(task: str, found: list[Board]) -> Html:
+    """Every board of one task, then what others published for it."""
+    mine = [board for board in found if board.task == task]
+    joined = [table for board in mine for table in board.published]
+    others = [table for table in TABLES if table.task == task and table not in joined]
+    shown: list[Html] = [board_section(board) for board in mine]
+    pictures = {id(e): e for board in mine for e in board.evaluations}
+    shown += [gallery(e) for e in pictures.values()]
+    if others:
+        words = "Other protocols or other data than above: not comparable with the tables above, nor with each other."
+        shown.append(
+            tag(
+                "details",
+                tag("summary", f"Published numbers of other protocols and data ({len(others)} tables)"),
+                tag("p", words, class_="muted"),
+                published_tables(others),
+            )
+        )
+    return join(shown)
+
+
+def board_section(board: Board) -> Html:
+    """One board: its protocol, table, curves and all its numbers."""
+    title = board.preset or ("Protocol of this run" if board.task != "latency" else board.note)
+    where = tag("span", " on ", tag("code", board.data)) if board.data else None
+    facts = f" ({board.note})" if board.note and board.task != "latency" else ""
+    several = len(board.evaluations) > 1
+    cols = columns(board.task, [entry.numbers for entry in board.entries])
+    weight = Column("parameters", "", "weights, M", "plain", lower=True)
+    side = Column("image_size", "", "input px", "count")
+    rows = []
+    tops = {col.key: best_of(col, board.entries) for col in cols}
+    for entry in board.entries:
+        size = entry.evaluation.parameters(entry.label)
+        cells = [
+            cell(side, scalar(entry.evaluation.report.get("image_size"))),
+            cell(weight, None if size is None else size / 1e6),
+        ]
+        for col in cols:
+            value = scalar(entry.numbers.get(col.key))
+            error = str(entry.numbers.get(col.key.rpartition("/")[0] + "/error", ""))
+            best = value is not None and value == tops[col.key]
+            cells.append(cell(col, value, small=below(entry.numbers, col.key), best=best, title=error))
+        wrong = entry.numbers.get("agreement/ok") == 0
+        marks = [
+            tag("span", "masks differ from fp32: no times", class_="pill bad") if wrong else None,
+            tag("small", f"run {entry.evaluation.name}") if several else None,
+        ]
+        rows.append(tag("tr", tag("th", entry.label, marks, scope="row", data_value=entry.label), *cells))
+    for printed in board.published:
+        for name, values in printed.rows.items():
+            cells = [cell(side, None), cell(weight, None), *(cell(col, values.get(col.key)) for col in cols)]
+            pill = tag("span", "published", class_="pill")
+            who = tag("th", name, pill, tag("small", printed.source), scope="row", data_value=name)
+            rows.append(tag("tr", who, *cells, class_="published"))
+    caption = f"{heading(board.task)}: {title}, {board.data}"
+    return join(
+        tag("h3", title, where, facts),
+        tag("p", "Protocol. ", board.protocol, class_="protocol"),
+        table(caption, [side, weight, *cols], rows),
+        charts(board),
+        everything(board),
+    )
+
+
+def charts(board: Board) -> Html | None:
+    """Every list of numbers as a curve: precision over recall, mIoU over clicks, images/s over batch, else by place."""
+    names = list(dict.fromkeys(k for e in board.entries for k, v in e.numbers.items() if curve(v)))
+    names = [name for name in names if not name.startswith("samples/")]
+    made: list[Html] = []
+
+    def draw(y: str, x: str | None, title: str, x_label: str, y_label: str, unit: bool = False) -> None:
+        lines = []
+        for entry in board.entries:
+            ys = curve(entry.numbers.get(y))
+            xs = curve(entry.numbers.get(x)) if x else None
+            if ys:
+                lines.append(Line(entry.label, xs or [float(i + 1) for i in range(len(ys))], ys))
+        made.append(chart(lines, x=x_label, y=y_label, title=title, unit=unit))
+
+    for name in names:
+        where, _, measure = name.rpartition("/")
+        beside = {
+            other: f"{where}/{other}" for other in ("recall", "threshold", "batch") if f"{where}/{other}" in names
+        }
+        if measure in beside and len(beside) and measure != "recall":
+            continue  # an axis of its neighbours
+        if measure == "precision" and "recall" in beside:
+            draw(name, beside["recall"], "Precision over recall", "recall", "precision", unit=True)
+        elif measure == "recall" and f"{where}/precision" in names:
+            continue
+        elif "threshold" in beside:
+            draw(
+                name,
+                beside["threshold"],
+                f"{MEASURES.get(measure, measure.upper())} over threshold",
+                "threshold",
+                measure,
+            )
+        elif "batch" in beside:
+            draw(name, beside["batch"], "Throughput of the encoder", "batch", MEASURES.get(measure, measure))
+        elif measure.startswith("miou"):
+            size = {"miou": "", "miou_s": ", small", "miou_m": ", medium", "miou_l": ", large"}.get(measure, measure)
+            draw(name, None, f"mIoU over clicks{size}", "clicks", "mIoU")
+        else:
+            draw(name, None, name, "number", measure.replace("_", " "))
+    return tag("div", *made, class_="charts") if any(made) else None
+
+
+def everything(board: Board) -> Html:
+    """Every scalar and word under its own key, folded away."""
+    keys = list(
+        dict.fromkeys(k for e in board.entries for k, v in e.numbers.items() if isinstance(v, str | int | float))
+    )
+    cols = [Column(entry.label, "", entry.label, "plain") for entry in board.entries]
+    rows = []
+    for key in keys:
+        cells = []
+        for entry in board.entries:
+            raw = entry.numbers.get(key)
+            value = scalar(raw)
+            text = raw if isinstance(raw, str) else "–" if value is None else f"{value:.6g}"
+            cells.append(tag("td", text, data_value=None if value is None else repr(value)))
+        rows.append(tag("tr", tag("th", tag("code", key), scope="row", data_value=key), *cells))
+    inner = table(f"All numbers of {board.preset or board.task}", cols, rows, first="Key in eval.json")
+    return tag("details", tag("summary", "All numbers"), inner)
+
+
+def published_tables(tables: Sequence[Table]) -> Html:
+    """Printed tables, each with its data, protocol and source; never joined."""
+    shown = []
+    for printed in tables:
+        cols = [column(printed.task, key) for key in printed.columns]
+        rows = [
+            tag("tr", tag("th", name, scope="row", data_value=name), *(cell(col, values.get(col.key)) for col in cols))
+            for name, values in printed.rows.items()
+        ]
+        pill = tag("span", "published", class_="pill")
+        words = tag("p", f"Protocol. {printed.protocol}. Source: {printed.source}.", class_="protocol")
+        caption = f"Published, {heading(printed.task)}: {printed.data}, {printed.source}"
+        shown.append(
+            join(tag("h3", f"{heading(printed.task)}, {printed.data}", pill), words, table(caption, cols, rows))
+        )
+    return join(shown)
+
+
+def gallery(evaluation: Evaluation) -> Html:
+    """masks.png, best.png and worst.png beside an eval.json, inside the page."""
+    shown = []
+    for name, words in PICTURES.items():
+        path = evaluation.path.with_name(f"{name}.png")
+        if path.is_file():
+            caption = f"{words}: photograph, each model's masks, the truth. Run {evaluation.name}, {name}.png."
+            shown.append(picture(path, caption))
+    if not shown:
+        return Html("")
+    first, *rest = shown
+    more = tag("details", tag("summary", "Best and worst photographs"), *rest) if rest else None
+    return join(tag("h3", f"Pictures of {evaluation.name}"), first, more)
+
+
+def picture(path: Path, caption: str) -> Html:
+    """A picture file as a figure that holds it; one that cannot be read is said to be so."""
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        return tag("p", f"{path.name} cannot be read as a picture ({error}).", class_="muted")
+    jpeg = io.BytesIO()
+    image.save(jpeg, format="JPEG", quality=88, subsampling=0, optimize=True)
+    stored, kind = path.read_bytes(), "png"
+    if jpeg.tell() < len(stored) or path.suffix.lower() != ".png":
+        stored, kind = jpeg.getvalue(), "jpeg"
+    data = f"data:image/{kind};base64,{base64.b64encode(stored).decode()}"
+    shown = tag("img", src=data, alt=caption, width=image.width, height=image.height, loading="lazy")
+    frame = tag("div", shown, tabindex=0, role="region", aria_label=caption)
+    return tag("figure", tag("figcaption", caption), frame, class_="picture")
+
+
+def training_section(run: Training) -> Html:
+    """A training run: its last validation numbers, its curves, its newest gallery picture."""
+    names = list(dict.fromkeys(key for row in run.rows for key in row))
+    overall = [name for name in names if name.startswith("val/") and not name.endswith(("_s", "_m", "_l"))]
+    steps = [row["step"] for row in run.rows if "step" in row]
+
+    def line(name: str) -> Line:
+        points = [(row["step"], row[name]) for row in run.rows if name in row and "step" in row]
+        return Line(name, [x for x, _ in points], [y for _, y in points])
+
+    made = [chart([line(name) for name in overall], x="step", y="fraction", title="Validation")]
+    losses = [name for name in names if name == "train/loss"] or [n for n in names if n.startswith("train/loss")][:4]
+    made.append(chart([line(name) for name in losses], x="step", y="loss", title="Training loss"))
+    last = {key: value for name in overall for key, value in [(name, line(name).y[-1] if line(name).y else None)]}
+    recipe = run.settings.get("recipe")
+    state = "finished" if run.summary else "not finished (no summary.json)"
+    facts = [f"recipe {recipe}" if recipe else "", f"step {number(max(steps))}", state]
+    facts += [f"{name} {value:.4f}" for name, value in last.items() if value is not None]
+    drawn = sorted((run.path / "gallery").glob("*.png"), key=lambda path: path.stat().st_mtime)
+    shown = picture(drawn[-1], f"Masks during training: {run.name}/gallery/{drawn[-1].name}") if drawn else None
+    return join(
+        tag("h3", run.name),
+        tag("p", ", ".join(word for word in facts if word), class_="protocol"),
+        tag("div", *made, class_="charts") if any(made) else None,
+        tag("details", tag("summary", "Newest picture of masks"), shown) if shown else None,
+    )
+
+
+def runs_section(evaluations: list[Evaluation], trainings: list[Training]) -> Html:
+    """How each number came to be: command, hardware, commit, weights, settings."""
+    shown = []
+    for one in evaluations:
+        here, settings = one.environment, one.settings
+        words = here.get("command")
+        command = f"frisket {shlex.join(str(word) for word in words)}" if isinstance(words, list) and words else ""
+        hardware = here.get("gpu") or here.get("cpu")
+        summary = " · ".join(str(x) for x in (one.name, one.task, str(here.get("date") or "")[:10], hardware) if x)
+        facts = {"file": str(one.path), "protocol": one.report.get("protocol"), "data": one.report.get("data")}
+        facts |= {key: value for key, value in here.items() if key != "command"}
+        facts |= {f"weights of {label}": digest for label, digest in (one.report.get("weights") or {}).items()}
+        facts |= {f"parameters of {label}": count for label, count in (one.report.get("parameters") or {}).items()}
+        first = next(iter(one.report["models"].values()))
+        facts |= {key: first[key] for key in ("setup", "conditions") if key in first}
+        facts |= {f"settings: {key}": value for key, value in settings.items() if value not in (None, "", [])}
+        shown.append(
+            tag("details", tag("summary", summary), tag("pre", command) if command else None, definitions(facts))
+        )
+    for run in trainings:
+        facts = {"folder": str(run.path), **flat(run.settings)}
+        shown.append(tag("details", tag("summary", f"{run.name} · training"), definitions(facts)))
+    return join(shown)
+
+
+def definitions(facts: dict[str, Any]) -> Html:
+    """Facts as a list of terms; empty ones are left out."""
+    pairs = [
+        (tag("dt", key), tag("dd", value if isinstance(value, str) else json.dumps(value, default=str)))
+        for key, value in facts.items()
+        if value not in (None, "", [], {})
+    ]
+    return tag("dl", pairs)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {dotted key: value}."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
