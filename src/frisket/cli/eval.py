@@ -110,6 +110,9 @@ def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict) -> dict[str,
     write_json(out / "eval.json", report)
     rows = ({"model": label} | plain(row) for label, part in verdict.rows.items() for row in part)
     write_rows(out / "per_image.csv", rows)
+    for label, part in verdict.rows.items():
+        for path in task.save(out, label, part):
+            print(f"masks ({label}): {path}")
     for name, panels in verdict.pictures.items():
         with atomic(out / f"{name}.png") as tmp:
             comparison(panels).save(tmp, format="PNG")

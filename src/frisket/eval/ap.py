@@ -84,15 +84,7 @@ class Matches:
 
 def match(found: Found, truth: Objects, rules: Rules) -> Matches:
     """Match one photograph's detections with its objects, class by class, greedily in the order of the scores."""
-    order = np.argsort(-found.scores, kind="stable")[: rules.per_photo]
-    if rules.federated:
-        known = np.union1d(truth.categories, np.asarray(truth.negative, np.int64))
-        order = order[np.isin(found.categories[order], known)]
-    order = order[np.argsort(found.categories[order], kind="stable")]
-    starts = np.flatnonzero(np.diff(found.categories[order], prepend=-1, append=-1)) if len(order) else np.zeros(1, int)
-    ranks = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
-    if rules.per_class is not None:
-        order, ranks = order[ranks < rules.per_class], ranks[ranks < rules.per_class]
+    order, ranks = counted(found.categories, found.scores, truth, rules)
     categories = found.categories[order]
 
     ignored_truth = truth.ignore | (truth.areas < AREAS[:, :1]) | (truth.areas > AREAS[:, 1:])
@@ -113,6 +105,21 @@ def match(found: Found, truth: Objects, rules: Rules) -> Matches:
     return Matches(
         categories, ranks, found.scores[order], _pack(matched), _pack(ignored), truth.categories, ignored_truth
     )
+
+
+def counted(categories: np.ndarray, scores: np.ndarray, truth: Objects, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+    """The detections of one photograph that the rules look at, class by class and by falling score: their numbers, and
+    their ranks in their class. No other detection can change any result."""
+    order = np.argsort(-scores, kind="stable")[: rules.per_photo]
+    if rules.federated:
+        known = np.union1d(truth.categories, np.asarray(truth.negative, np.int64))
+        order = order[np.isin(categories[order], known)]
+    order = order[np.argsort(categories[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(categories[order], prepend=-1, append=-1)) if len(order) else np.zeros(1, int)
+    ranks = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
+    if rules.per_class is not None:
+        order, ranks = order[ranks < rules.per_class], ranks[ranks < rules.per_class]
+    return order, ranks
 
 
 @numba.njit(cache=True, nogil=True)
@@ -144,7 +151,8 @@ def _pack(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.reshape(len(AREAS) * len(THRESHOLDS), bits.shape[-1]), axis=0)
 
 
-def _unpack(bits: np.ndarray) -> np.ndarray:
+def unpack(bits: np.ndarray) -> np.ndarray:
+    """uint8 (A·T / 8, D) -> bool (A, T, D)."""
     return np.unpackbits(bits, axis=0).reshape(len(AREAS), len(THRESHOLDS), bits.shape[1]).astype(bool)
 
 
@@ -168,7 +176,7 @@ def curves(matches: Sequence[Matches], rules: Rules, categories: Sequence[int]) 
         objects = (~truths[category]).sum(axis=1)  # (A,)
         scores, ranks, matched, ignored = found.get(category) or _nothing()
         order = np.argsort(-scores, kind="mergesort")
-        ranks, matched, ignored = ranks[order], _unpack(matched[:, order]), _unpack(ignored[:, order])
+        ranks, matched, ignored = ranks[order], unpack(matched[:, order]), unpack(ignored[:, order])
         right, wrong = (bits & ~ignored for bits in (matched, ~matched))
         hits = np.cumsum(right, axis=2, dtype=np.float64)
         misses = np.cumsum(wrong, axis=2, dtype=np.float64)

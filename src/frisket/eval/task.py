@@ -10,6 +10,7 @@ masks, travel: a task keeps in a row what its numbers need and no more. Our choi
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from frisket.models.sam import Sam
@@ -81,6 +82,10 @@ class BaseTask(ABC):
     @abstractmethod
     def table(self, numbers: dict[str, dict[str, Any]]) -> str:
         """The printed table: models as rows, numbers as people quote them."""
+
+    def save(self, folder: Path, label: str, rows: list[Row]) -> list[Path]:
+        """Write what else a task offers of one model under `folder` (masks, maps); the files. On rank 0, after all."""
+        return []
 
     def picture(self, item: Any, answers: dict[str, Row]) -> list[Panel] | None:
         """One row of the picture of masks: the item, each model's answer, the truth; None when there is none."""
