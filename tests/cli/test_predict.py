@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from frisket import checkpoint
 from frisket.cli.main import main
+from frisket.predict.everything import EverythingConfig, everything
 from frisket.predict.predictor import Predictor
 
 
@@ -52,9 +53,46 @@ def test_points_with_labels_and_a_yaml(photo: Path, tiny_teacher: Path, tmp_path
     assert mask["prompt"] == {"box": [10, 10, 60, 50], "points": [[20, 30]], "labels": [1]}
 
 
+def test_everything_gives_a_picture_and_sa1bs_records(
+    photo: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "all.png"
+    limits = ["everything.pred_iou_thresh=0", "everything.stability_score_thresh=0", "everything.points_per_side=4"]
+    assert main(["predict", str(photo), "mode=everything", f"checkpoint={tiny_teacher}", f"out={out}", *limits]) == 0
+    record = json.loads(out.with_suffix(".json").read_text())
+    predictor = Predictor(checkpoint.load(tiny_teacher))
+    predictor.set_image(photo)
+    config = EverythingConfig(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
+    wanted = everything(predictor, config)
+    assert len(wanted) > 0 and record["masks"] == wanted.records() and record["asked"] == 48
+    assert record["everything"]["points_per_side"] == 4 and record["size"] == [60, 90]
+    assert coco_mask.decode(record["masks"][0]["segmentation"]).sum() == record["masks"][0]["area"]
+    assert Image.open(out).size == (90, 60)
+    said = capsys.readouterr().out
+    assert f"{len(wanted)} masks kept of 48" in said
+    assert f"picture: {out}   masks (COCO RLE): {out.with_suffix('.json')}" in said
+    assert sorted(p.name for p in out.parent.iterdir()) == ["all.json", "all.png"]
+
+
+def test_everything_found_nothing_is_a_sentence(
+    photo: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "all.png"
+    words = ["mode=everything", f"checkpoint={tiny_teacher}", f"out={out}", "everything.pred_iou_thresh=9"]
+    assert main(["predict", str(photo), *words, "everything.points_per_side=2"]) == 0
+    assert json.loads(out.with_suffix(".json").read_text())["masks"] == []
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(photo)))
+    said = capsys.readouterr().out
+    assert "no mask of 12 passed the filters (predicted IoU > 9, stability >= 0.95): lower" in said
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["{photo}", "mode=everythin"], "did you mean 'everything'?"),
+        (["{photo}", "mode=everything", "box=[1,1,9,9]"], "leave box and point out"),
+        (["{photo}", "mode=everything", "everything.strategy=gird"], "did you mean 'grid'?"),
+        (["{photo}", "mode=everything", "everything.points=3"], "everything.points"),
         (["{photo}"], "needs a prompt: box="),
         (["{photo}", "box=[10,10,300,50]"], "lies outside the photograph, which is 90 wide and 60 high"),
         (["{photo}", "point=[20,61.5]"], "lies outside"),

@@ -2,43 +2,51 @@
 
     frisket predict photo.jpg checkpoint=runs/finetune_decoder box=[120,80,610,540]
     frisket predict photo.jpg checkpoint=sam_vit_b "point=[[300,200],[40,60,0]]" out=masks.png
+    frisket predict photo.jpg checkpoint=runs/finetune_decoder mode=everything everything.points_per_side=64
 
 Boxes and points are original pixels of the upright picture. Several boxes are several objects; all points together are
 clicks on one object (a third number 0 marks a point that is not on it), and with a single box they refine that box.
+mode=everything asks a grid of points and keeps the good masks, see frisket.predict.everything.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from frisket import checkpoint, config
-from frisket.errors import UserError
+from frisket.errors import UserError, nearest
 from frisket.files import atomic, write_json
-from frisket.geometry import boxes_of_masks
+from frisket.geometry import Frame, boxes_of_masks, resize_image
 from frisket.kernels import rle
+from frisket.predict.everything import EverythingConfig, everything
 from frisket.predict.picture import overlay
 from frisket.predict.predictor import Answer, Predictor
 
 YAML = (".yaml", ".yml")
+MODES = ("prompts", "everything")
+SHEET = 1600  # px: the longest side of a picture of everything, which may hold a thousand masks
 
 
 @dataclass
 class PredictConfig:
     """What to ask and where to write.
 
-    image: the picture (or the first word of the command); checkpoint: whatever `frisket.checkpoint.load` takes; box and
-    point: see the top of this file; multimask: choose among three outputs (None: for a single click); image_size: input
-    side, the model's own when unset; out: the PNG, with the masks beside it as .json
-    (runs/predict/<picture's name>.png when empty).
+    image: the picture (or the first word of the command); checkpoint: whatever `frisket.checkpoint.load` takes; mode:
+    prompts or everything; box and point: see the top of this file; multimask: choose among three outputs (None: for a
+    single click); everything: see EverythingConfig; image_size: input side, the model's own when unset; out: the PNG,
+    with the masks beside it as .json (runs/predict/<picture's name>.png when empty).
     """
 
     image: str = ""
     checkpoint: str = ""
+    mode: str = "prompts"
     box: list[Any] = field(default_factory=list)
     point: list[Any] = field(default_factory=list)
     multimask: bool | None = None
+    everything: EverythingConfig = field(default_factory=EverythingConfig)
     image_size: int | None = None
     device: str = "auto"
     out: str = ""
@@ -51,42 +59,46 @@ def run(files: list[str], overrides: list[str]) -> int:
     settings = config.load(PredictConfig, yamls, overrides)
     if len(pictures) > 1:
         raise UserError(f"predict takes one picture, not {len(pictures)} ({', '.join(pictures)}): run it once for each")
-    image = Path(pictures[0] if pictures else settings.image)
-    if not pictures and not settings.image:
+    settings.image = pictures[0] if pictures else settings.image
+    if not settings.image:
         raise UserError("predict needs a picture: frisket predict photo.jpg checkpoint=… box=[x0,y0,x1,y1]")
     if not settings.checkpoint:
         raise UserError("predict needs checkpoint=…: a run folder, a checkpoint file or a model name")
-    out = Path(settings.out) if settings.out else Path("runs/predict") / f"{image.stem}.png"
+    if settings.mode not in MODES:
+        raise UserError(f"mode={settings.mode} does not exist: {nearest(settings.mode, MODES)}")
+    out = Path(settings.out) if settings.out else Path("runs/predict") / f"{Path(settings.image).stem}.png"
     if out.suffix.lower() != ".png":
         raise UserError(f"out={out} must end in .png: the masks go beside it as .json")
-    boxes, points, labels = _boxes(settings.box), *_points(settings.point)
-    if not boxes and not points:
-        raise UserError("predict needs a prompt: box=[x0,y0,x1,y1] or point=[x,y], in pixels of the picture")
-    if points and len(boxes) > 1:
-        raise UserError(
-            f"the points belong to one object, but there are {len(boxes)} boxes: give one box, or no points"
-        )
-    if not image.is_file():  # before seconds go into loading the model
-        raise UserError(f"there is no picture at {image}: give the path of a JPEG, PNG or another picture")
+    # before seconds go into loading the model
+    boxes, points, labels = _prompts(settings)
+    if not Path(settings.image).is_file():
+        raise UserError(f"there is no picture at {settings.image}: give the path of a JPEG, PNG or another picture")
 
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     predictor = Predictor(checkpoint.load(settings.checkpoint, device=device), image_size=settings.image_size)
-    predictor.set_image(image)
+    predictor.set_image(settings.image)
+    if settings.mode == "everything":
+        lines = _everything(predictor, settings, out)
+    else:
+        lines = _answer(predictor, settings, out, boxes, points, labels)
+    print("\n".join(lines))
+    print(f"picture: {out}   masks (COCO RLE): {out.with_suffix('.json')}")
+    return 0
+
+
+def _answer(
+    predictor: Predictor,
+    settings: PredictConfig,
+    out: Path,
+    boxes: list[list[float]],
+    points: list[list[float]],
+    labels: list[int],
+) -> list[str]:
+    """Answer boxes and points, write both files; a line for each mask."""
     answer = predictor.predict(
         points=points or None, labels=labels or None, boxes=boxes or None, multimask=settings.multimask
     )
-
     records = describe(answer, boxes, points, labels)
-    write_json(
-        out.with_suffix(".json"),
-        {
-            "image": str(image),
-            "size": list(predictor.frame.original),
-            "checkpoint": settings.checkpoint,
-            "model": predictor.sam.name,
-            "masks": records,
-        },
-    )
     drawn = overlay(
         predictor.image,
         answer.masks,
@@ -95,12 +107,61 @@ def run(files: list[str], overrides: list[str]) -> int:
         labels=torch.tensor(labels) if labels else None,
         captions=[f"IoU {record['predicted_iou']:.2f}" for record in records],
     )
+    _write(out, predictor, settings, {"masks": records}, drawn)
+    return [
+        f"mask {number}: {record['area']} px, predicted IoU {record['predicted_iou']:.3f}"
+        for number, record in enumerate(records)
+    ]
+
+
+def _everything(predictor: Predictor, settings: PredictConfig, out: Path) -> list[str]:
+    """Ask the grid, write both files; how many masks there are."""
+    predictor.batch = settings.everything.points_per_batch
+    found = everything(predictor, settings.everything)
+    size = found.size if max(found.size) <= SHEET else Frame.fit(found.size, SHEET).size
+    drawn = overlay(resize_image(predictor.image, size), rle.thumbnails(found.rles, size))
+    more = {"everything": asdict(settings.everything), "asked": found.asked, "masks": found.records()}
+    _write(out, predictor, settings, more, drawn)
+    if len(found):
+        return [f"{len(found)} masks kept of {found.asked}"]
+    made = settings.everything
+    return [
+        f"no mask of {found.asked} passed the filters (predicted IoU > {made.pred_iou_thresh:g}, stability >= "
+        f"{made.stability_score_thresh:g}): lower everything.pred_iou_thresh or everything.stability_score_thresh, or "
+        "ask a model that is trained further"
+    ]
+
+
+def _write(out: Path, predictor: Predictor, settings: PredictConfig, more: dict[str, Any], drawn: Image.Image) -> None:
+    """The JSON and the PNG, each whole or not at all."""
+    about = {
+        "image": settings.image,
+        "size": list(predictor.frame.original),
+        "checkpoint": settings.checkpoint,
+        "model": predictor.sam.name,
+    }
+    write_json(out.with_suffix(".json"), about | more)
     with atomic(out) as tmp:
         drawn.save(tmp, format="PNG")
-    for number, record in enumerate(records):
-        print(f"mask {number}: {record['area']} px, predicted IoU {record['predicted_iou']:.3f}")
-    print(f"picture: {out}   masks (COCO RLE): {out.with_suffix('.json')}")
-    return 0
+
+
+def _prompts(settings: PredictConfig) -> tuple[list[list[float]], list[list[float]], list[int]]:
+    """Boxes, points and labels, checked as far as that is possible without the picture."""
+    if settings.mode == "everything":
+        if settings.box or settings.point:
+            raise UserError("mode=everything asks a grid of points: leave box and point out, or say mode=prompts")
+        settings.everything.check()
+        return [], [], []
+    boxes, points, labels = _boxes(settings.box), *_points(settings.point)
+    if not boxes and not points:
+        raise UserError(
+            "predict needs a prompt: box=[x0,y0,x1,y1] or point=[x,y], in pixels of the picture, or mode=everything"
+        )
+    if points and len(boxes) > 1:
+        raise UserError(
+            f"the points belong to one object, but there are {len(boxes)} boxes: give one box, or no points"
+        )
+    return boxes, points, labels
 
 
 def describe(
