@@ -73,12 +73,11 @@ class Judge(L.LightningModule):
         self.verdict: Verdict | None = None
 
     def answers(self, item: Any) -> dict[str, Row]:
-        """{label: row} of one item, the baseline first."""
-        judges: list[tuple[str, Any]] = list(zip(self.labels, self.sams, strict=True))
-        if self.task.baseline is not None:
-            judges.insert(0, (self.task.baseline, None))
+        """{label: row} of one item, those that need no model first."""
         with torch.inference_mode():
-            return {label: self.task.judge(sam, item) for label, sam in judges}
+            rows = self.task.without_model(item)
+            sams: list[Any] = list(self.sams)
+            return rows | {label: self.task.judge(sam, item) for label, sam in zip(self.labels, sams, strict=True)}
 
     def test_step(self, batch: tuple[int, Any], index: int) -> None:
         number, item = batch

@@ -75,6 +75,10 @@ class BaseTask(ABC):
     def judge(self, sam: Sam | None, item: Any) -> Row:
         """One model's answer to one item, as a row. `sam` is in eval mode on its device; None is the baseline."""
 
+    def without_model(self, item: Any) -> dict[str, Row]:
+        """{label: row} of the answers to one item that need no model: the baseline's, unless a task knows others."""
+        return {} if self.baseline is None else {self.baseline: self.judge(None, item)}
+
     @abstractmethod
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """The numbers: {"box/miou": 0.75, …} as fractions, not percent; a list is a curve. Rows in item order."""

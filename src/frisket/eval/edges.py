@@ -1,0 +1,265 @@
+"""BSDS500 edges: ODS, OIS, AP and R50 of checkpoints, and of any folder of edge maps.
+
+Run     frisket eval configs/eval_edges.yaml maps=DIR truth=DIR thresholds=99 out=DIR         (needs no checkpoint)
+        frisket eval configs/eval_edges.yaml maps=[hed:DIR,sobel] truth=/data/BSDS500 split=val
+        frisket eval configs/eval_edges.yaml checkpoint=runs/train_sam truth=/data/BSDS500
+Source  The Berkeley benchmark (see frisket.eval.boundary) and Segment Anything's zero-shot edges (see
+        frisket.predict.edges). The benchmark itself knows no edge NMS: the protocol line says where it ran.
+
+Maps from folders are matched in the loader's workers, those of checkpoints in the judge's own process with as many
+threads (the matcher leaves Python's lock), so `workers` cores are busy either way.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from frisket.data.bsds import boundaries, folders
+from frisket.data.edgemaps import EdgeMaps
+from frisket.errors import UserError
+from frisket.eval.boundary import MAX_DIST, Counts, best, curve, rates, summary, thresholds
+from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.models.sam import Sam
+from frisket.predict.edges import everything_edges, photograph_edges, thinned
+from frisket.predict.picture import Panel
+from frisket.predict.predictor import Predictor, read_image
+
+SOBEL = "sobel"
+PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
+
+Edges = NDArray[np.floating]
+
+
+@dataclass
+class Config(TaskConfig):
+    """truth: a folder of groundTruth .mat files, or a BSDS500 folder with its `split` (`data` says the same).
+
+    maps: folders of one .png or .mat map per photograph, optionally after `label:`; the word sobel is the Sobel
+    magnitude of the photographs; images: the photographs, where truth is not a BSDS500 folder; thresholds: how many;
+    max_dist: largest distance of a match, as a part of the diagonal; blur, nms: of the maps made here (checkpoints,
+    sobel), 3 x 3 Gaussian and edge NMS; folders' maps are judged as they are.
+    """
+
+    maps: list[str] = field(default_factory=list)
+    truth: str = ""
+    split: str = "val"
+    images: str = ""
+    thresholds: int = 99
+    max_dist: float = MAX_DIST
+    blur: bool = True
+    nms: bool = True
+
+
+@dataclass
+class Scene:
+    """One photograph to judge: its name, picture file (None when not at hand), drawings bool (A, H, W); rows already
+    judged, by label."""
+
+    key: str
+    photograph: Path | None
+    drawings: NDArray[np.bool_]
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)."""
+        return self.drawings.shape[1], self.drawings.shape[2]
+
+
+class Task(BaseTask):
+    """Items are `Scene`s; a row holds counts (T, 4), and the best F of its map alone with its threshold, R and P."""
+
+    needs_model = False
+    config: Config
+
+    def __init__(self, config: Config, image_size: int) -> None:
+        super().__init__(config, image_size)
+        if not config.maps and not config.checkpoint:
+            raise UserError("there are no edges to judge: give maps=DIR, maps=sobel or checkpoint=…")
+        if config.thresholds < 1:
+            raise UserError(f"thresholds={config.thresholds} must be at least 1")
+        if not 0 < config.max_dist < 1:
+            raise UserError(f"max_dist={config.max_dist} is a part of the picture's diagonal: between 0 and 1")
+        config.data = config.data or config.truth
+        self.levels = thresholds(config.thresholds)
+        self.truths, photographs = truth_files(config)
+        names = [path.stem for path in self.truths]
+        self.maps = map_sources(config.maps, names)
+        for label in self.maps:
+            if label in (entry.partition(":")[0] if ":" in entry else Path(entry).name for entry in config.checkpoint):
+                raise UserError(f"maps and a checkpoint are both called '{label}': name one, as in maps=other:{label}")
+        self.photographs = photograph_files(photographs, names)
+        missing = [name for name in names if name not in self.photographs]
+        if missing and (config.checkpoint or None in self.maps.values()):
+            where = f"{photographs} has no photograph {missing[0]}" if photographs else "the photographs are not known"
+            raise UserError(f"{where}: give images=… the folder of the .jpg files, or truth=… a BSDS500 folder")
+        self.known: dict[tuple[Any, str], Counts] = {}  # so that drawing a photograph does not match it again
+
+    @property
+    def protocol(self) -> str:
+        """The benchmark's rules, and what was done to maps before it."""
+        count, made = self.config.thresholds, []
+        if any(source is not None for source in self.maps.values()):
+            made.append("maps from folders as they are, without edge NMS")
+        if any(source is None for source in self.maps.values()):
+            made.append(f"sobel: gradient magnitude of the grey photograph, {self._after()}")
+        if self.config.checkpoint:
+            made.append(
+                "models: 16 x 16 points, 3 masks each, no filters, box NMS 0.7, Sobel of the probabilities on the "
+                f"masks' outer boundary, largest over masks, {self._after()}"
+            )
+        return (
+            f"bsds500 boundaries: {count} threshold{'s' * (count > 1)}, thinned, exact one-to-one matching with each "
+            f"annotator within {self.config.max_dist:g} of the diagonal; {'; '.join(made)}"
+        )
+
+    def _after(self) -> str:
+        blurred = "3 x 3 blur and edge NMS" if self.config.blur else "edge NMS"
+        return f"scaled to 0..1, {blurred}" if self.config.nms else "scaled to 0..1, without edge NMS"
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    def load(self, index: int) -> Scene:
+        """One photograph's drawings; in a loader's worker its maps are judged as well."""
+        truth = self.truths[index]
+        try:
+            drawings = boundaries(truth)
+        except ValueError as error:
+            raise UserError(f"the photograph {truth.stem}: {error}: fetch the ground truth again") from error
+        scene = Scene(truth.stem, self.photographs.get(truth.stem), drawings)
+        if torch.utils.data.get_worker_info() is not None:
+            scene.rows = {label: self.map_row(label, scene, threads=1) for label in self.maps}
+        return scene
+
+    def without_model(self, item: Scene) -> dict[str, Row]:
+        """The rows of every folder and of sobel."""
+        rows = item.rows or {label: self.map_row(label, item, threads=self.threads) for label in self.maps}
+        self.known |= {(label, item.key): row["counts"] for label, row in rows.items()}
+        return rows
+
+    def judge(self, sam: Sam | None, item: Scene) -> Row:
+        """One checkpoint's row."""
+        assert sam is not None and item.photograph is not None
+        predictor = Predictor(sam, image_size=self.image_size)
+        predictor.set_image(photograph(item))
+        edges = everything_edges(predictor, blur=self.config.blur, nms=self.config.nms).numpy()
+        row = self.row(id(sam), item, edges, threads=self.threads)
+        self.known[id(sam), item.key] = row["counts"]
+        return row
+
+    @property
+    def threads(self) -> int:
+        """Matchings at once in the judge's own process."""
+        return max(1, self.config.workers)
+
+    def map_row(self, label: str, item: Scene, *, threads: int) -> Row:
+        """The row of one folder, or of sobel."""
+        source = self.maps[label]
+        if source is not None:
+            return self.row(label, item, source.read(item.key, item.size), threads=threads)
+        edges = photograph_edges(torch.from_numpy(photograph(item)).permute(2, 0, 1))
+        return self.row(
+            label, item, (thinned(edges, blur=self.config.blur) if self.config.nms else edges).numpy(), threads=threads
+        )
+
+    def row(self, known_as: Any, item: Scene, edges: Edges, *, threads: int) -> Row:
+        """The row of a map (H, W), floats in 0..1."""
+        counts = self.known.get((known_as, item.key))
+        if counts is None:
+            counts = curve(edges, item.drawings, self.levels, max_dist=self.config.max_dist, threads=threads)
+        threshold, recall, precision, f = best(self.levels, *rates(counts))
+        shade = np.rint(255 * edges).astype(np.uint8)
+        named = {"threshold": threshold, "recall": recall, "precision": precision, "f": f, "score": f}
+        return {"key": item.key, **named, "counts": counts, "_shade": shade}
+
+    def summarise(self, rows: list[Row]) -> dict[str, Any]:
+        """{"ods", "ois", "ap", "r50", "ods/threshold", …, "curve/recall": [T], …, "images"}."""
+        return summary([row["counts"] for row in rows], self.levels) | {"images": float(len(rows))}
+
+    def table(self, numbers: dict[str, dict[str, Any]]) -> str:
+        """Models and folders as rows; fractions with three digits, as edges are quoted."""
+        width = max(len(label) for label in numbers)
+        names = ("ods", "ois", "ap", "r50")
+        lines = [
+            f"{'':{width}}" + "".join(f"{name.upper():>7}" for name in names) + "   (threshold, recall, precision)"
+        ]
+        for label, one in numbers.items():
+            cells = "".join(f"{one[name]:7.3f}" for name in names)
+            at = ", ".join(f"{one[f'ods/{name}']:.3f}" for name in ("threshold", "recall", "precision"))
+            lines.append(f"{label:{width}}{cells}   ({at})")
+        images = int(next(iter(numbers.values()))["images"])
+        return "\n".join([*lines, f"{images} photographs; {self.protocol}"])
+
+    def picture(self, item: Scene, answers: dict[str, Row]) -> list[Panel]:
+        """The photograph, each map dark on white with its F, and the share of annotators who drew each pixel."""
+        drawn = np.rint(255 * item.drawings.mean(0)).astype(np.uint8)
+        panels = [] if item.photograph is None else [Panel(photograph(item), title=item.key)]
+        panels += [Panel(ink(row["_shade"]), title=f"{label}  F {row['f']:.2f}") for label, row in answers.items()]
+        return [*panels, Panel(ink(drawn), title=f"{len(item.drawings)} annotators")]
+
+
+def ink(shade: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Strengths uint8 (H, W) as a picture (H, W, 3), strong ones dark."""
+    return np.repeat(255 - shade[..., None], 3, axis=2)
+
+
+def photograph(item: Scene) -> NDArray[np.uint8]:
+    """uint8 RGB (H, W, 3). Raises UserError when its size is not that of the drawings."""
+    assert item.photograph is not None
+    pixels = read_image(item.photograph)
+    if pixels.shape[:2] != item.size:
+        raise UserError(
+            f"{item.photograph} is {pixels.shape[1]} wide and {pixels.shape[0]} high, its ground truth {item.size[1]} "
+            f"and {item.size[0]}: give images=… the photographs that were annotated"
+        )
+    return pixels
+
+
+def truth_files(config: Config) -> tuple[list[Path], Path | None]:
+    """(ground truths in the order of their names, folder of the photographs or None). Raises UserError for none."""
+    if not (config.truth or config.data):
+        raise UserError("no ground truth is named: give truth=… a folder of .mat files, or a BSDS500 folder")
+    root = Path(config.truth or config.data)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give truth=… a folder of .mat files, or a BSDS500 folder")
+    images: Path | None = None
+    found = sorted(root.glob("*.mat"))
+    if found:
+        beside = root.parent.parent / "images" / root.name  # …/groundTruth/val and …/images/val
+        images = beside if beside.is_dir() else None
+    else:
+        try:
+            images, truths = folders(root, config.split)
+        except UserError as error:
+            raise UserError(f"{root} holds no ground truth: no .mat files, and {error}") from error
+        found = sorted(truths.glob("*.mat"))
+        if not found:
+            raise UserError(f"{truths} holds no ground truth: one .mat file for each photograph belongs there")
+    return found, Path(config.images) if config.images else images
+
+
+def photograph_files(folder: Path | None, names: list[str]) -> dict[str, Path]:
+    """{name: picture file} of those `names` that `folder` has."""
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give images=… the folder of the photographs")
+    held = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in PHOTOGRAPHS}
+    return {name: held[name] for name in names if name in held}
+
+
+def map_sources(entries: list[str], names: list[str]) -> dict[str, EdgeMaps | None]:
+    """{label: folder, None for sobel}; the label is what precedes ':', else the path's last part."""
+    sources: dict[str, EdgeMaps | None] = {}
+    for entry in entries:
+        label, colon, path = entry.partition(":")
+        label, path = (label, path) if colon else (Path(entry).name, entry)
+        if label in sources:
+            raise UserError(f"two folders of maps are called '{label}': name one, as in other:{path}")
+        sources[label] = None if path == SOBEL else EdgeMaps(Path(path), names)
+    return sources
