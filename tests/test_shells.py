@@ -66,3 +66,78 @@ def test_local_runs_the_command_here(script, tmp_path):
             text=True,
         )
         assert done.stdout.splitlines()[-1] == "configs/on/a100.yaml"
+
+
+# ---------------------------------------------------------------- what data_prep/*.sh checks
+
+
+def checked(script: str, *words: str | Path) -> tuple[int, str]:
+    """(code, what it said) of a data_prep script, with a `frisket` that only repeats its words."""
+    folder = Path(words[0]).parent / "bin"
+    folder.mkdir(exist_ok=True)
+    (folder / "frisket").write_text('#!/bin/sh\necho "$@"\n')
+    (folder / "frisket").chmod(0o755)
+    done = subprocess.run(
+        ["bash", ROOT / "data_prep" / script, *words], env={"PATH": f"{folder}:/usr/bin:/bin"}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    said = done.stderr if done.returncode else done.stdout
+    assert said.count("\n") == 1, said
+    return done.returncode, said
+
+
+def touch(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def test_bsds500_counts_its_photographs(tmp_path: Path) -> None:
+    root = tmp_path / "B"
+    for kind, end in (("images", "jpg"), ("groundTruth", "mat")):
+        touch(root / "BSDS500/data" / kind / "val", *(f"{n}.{end}" for n in range(100)))
+    code, said = checked("bsds500.sh", root, "val", "workers=1")
+    assert code == 0 and f"inputs={root} split=val out=data/bsds500/val workers=1" in said
+    (root / "BSDS500/data/groundTruth/val/7.mat").unlink()
+    code, said = checked("bsds500.sh", root, "val")
+    assert code == 2 and "groundTruth/val holds 99 .mat files, not 100" in said
+    assert "images/test holds 0 .jpg files, not 200" in checked("bsds500.sh", root, "test")[1]
+    assert "'workers=1' is not a split" in checked("bsds500.sh", root, "workers=1")[1]
+
+
+def test_coco_counts_photographs_and_objects(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    root.mkdir()
+    assert "instances_val2017.json is not there" in checked("coco.sh", root)[1]
+    (root / "annotations").mkdir()
+    (root / "annotations/instances_val2017.json").write_text('{"iscrowd": 0}' * 36781)
+    assert "val2017 is not there" in checked("coco.sh", root)[1]
+    touch(root / "val2017", *(f"{n:012}.jpg" for n in range(4999)))
+    assert checked("coco.sh", root) == (
+        2, f"data_prep/coco.sh: {root}/val2017 holds 4999 photographs, not 5000: unpack val2017.zip again\n"
+    )  # fmt: skip
+    touch(root / "val2017", "last.jpg")
+    code, said = checked("coco.sh", root)
+    assert code == 0 and f"data={root}/annotations/instances_val2017.json images={root}/val2017" in said
+    (root / "annotations/instances_val2017.json").write_text("{}")
+    assert "holds 0 objects, not 36781" in checked("coco.sh", root)[1]
+
+
+def test_lvis_counts_and_looks_for_every_photograph(tmp_path: Path) -> None:
+    root = tmp_path / "lvis"
+    root.mkdir()
+    assert "lvis_v1_val.json is not there" in checked("lvis.sh", root)[1]
+    urls = "".join(
+        f'{{"coco_url": "http://x/{name}"}}' for name in ("train2017/000000000001.jpg", "val2017/000000000002.jpg")
+    )
+    notes = root / "lvis_v1_val.json"
+    notes.write_text(urls + '"neg_category_ids"' * 19808 + '"segmentation"' * 244707)
+    assert "lists 19808 images, not 19809" in checked("lvis.sh", root)[1]
+    notes.write_text(urls + '"neg_category_ids"' * 19809 + '"segmentation"' * 3)
+    assert "holds 3 objects, not 244707" in checked("lvis.sh", root)[1]
+    notes.write_text(urls + '"neg_category_ids"' * 19809 + '"segmentation"' * 244707)
+    touch(root / "val2017", "000000000002.jpg")
+    assert f"1 photographs are missing, such as {root}/train2017/000000000001.jpg" in checked("lvis.sh", root)[1]
+    touch(root / "train2017", "000000000001.jpg", "000000000003.jpg")
+    code, said = checked("lvis.sh", root)
+    assert code == 0 and f"data={notes} images={root}" in said
