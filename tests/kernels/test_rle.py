@@ -160,3 +160,29 @@ def test_random_text_is_safe():
             assert (guarded[1] == 5).all()
         assert (guarded[0] == 5).all() and (guarded[2] == 5).all() and (guarded[1] <= 5).all()
     assert refused > 1000
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_columns_thumbnails_and_windows_are_those_of_the_bitmap(seed):
+    rng = np.random.default_rng(200 + seed)
+    height, width = (int(n) for n in rng.integers(1, 90, 2))
+    mask = blobs(rng, height, width).astype(bool)
+    encoded = rle.encode(mask)
+    assert rle.encode_columns(np.ascontiguousarray(mask.T)) == encoded
+    h, w = (int(n) for n in rng.integers(1, 120, 2))
+    rows = ((np.arange(h) + 0.5) * height / h).astype(int)  # the pixel under each centre
+    columns = ((np.arange(w) + 0.5) * width / w).astype(int)
+    found = rle.thumbnails([encoded, encoded], (h, w))
+    assert found.dtype == bool and np.array_equal(found[1], mask[rows][:, columns])
+    y, x = (int(n) for n in rng.integers(0, 9, 2))
+    whole = np.zeros((height + 11, width + 9), bool)
+    whole[y : y + height, x : x + width] = mask
+    assert rle.placed(encoded, whole.shape, (y, x)) == rle.encode(whole)
+
+
+def test_no_thumbnails_and_a_window_outside():
+    assert rle.thumbnails([], (3, 4)).shape == (0, 3, 4)
+    one = rle.encode(np.ones((3, 4), bool))
+    assert rle.placed(one, (3, 4), (0, 0)) == one
+    with pytest.raises(ValueError, match="does not lie in"):
+        rle.placed(one, (3, 4), (0, 1))
