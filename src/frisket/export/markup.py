@@ -79,9 +79,10 @@ def chart(lines: Sequence[Line], *, x: str, y: str, title: str = "", unit: bool 
     if not lines:
         return Html("")
     xs, ys = [v for line in lines for v in line.x], [v for line in lines for v in line.y]
-    x_ticks, y_ticks = (
-        ([0, 0.2, 0.4, 0.6, 0.8, 1.0],) * 2 if unit else (ticks(min(xs), max(xs)), ticks(min(ys), max(ys)))
-    )
+    whole = all(value == int(value) for value in xs)
+    x_ticks, y_ticks = ticks(min(xs), max(xs), whole=whole), ticks(min(ys), max(ys))
+    if unit:
+        x_ticks = y_ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     x_span, y_span = (min(x_ticks[0], *xs), max(x_ticks[-1], *xs)), (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
 
     def place(px: float, py: float) -> tuple[float, float]:
@@ -130,13 +131,17 @@ def _finite(line: Line) -> tuple[list[float], list[float]]:
     return [a for a, _ in kept], [b for _, b in kept]
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, about `about` of them: steps of 1, 2 or 5 times 10^k."""
+def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[float]:
+    """Round numbers from at most `low` to at least `high`, about `about` of them: steps of 1, 2 or 5 times 10^k.
+
+    `whole` keeps the steps at 1 or more.
+    """
     if high <= low:
         high = low + (abs(low) or 1)
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    step = max(step, 1.0) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 

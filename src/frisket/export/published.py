@@ -12,7 +12,8 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Table:
-    """One printed table. `preset` is our name of its protocol ("" for none); `text` its rows, "model | value | …"."""
+    """One printed table. `text`: its rows, "model | value | …"; `preset`: our name of its protocol, see
+    `frisket.export.results.known_as` ("": we have none, so that it never joins a table of ours)."""
 
     task: str
     data: str
@@ -24,16 +25,21 @@ class Table:
     percent: bool = True
 
     @cached_property
-    def rows(self) -> dict[str, dict[str, float]]:
-        """{model: {key: value}}, percent as fractions. Raises ValueError for a row of another length."""
-        found: dict[str, dict[str, float]] = {}
+    def words(self) -> dict[str, dict[str, str]]:
+        """{model: {key: as printed}}. Raises ValueError for a row of another length and for a model twice."""
+        found: dict[str, dict[str, str]] = {}
         for line in self.text.strip().splitlines():
             name, *cells = (cell.strip() for cell in line.split("|"))
             if len(cells) != len(self.columns) or name in found:
                 raise ValueError(f"{self.source}: '{line}' does not fit the columns {self.columns}")
-            pairs = ((key, cell) for key, cell in zip(self.columns, cells) if cell != "-")
-            found[name] = {key: round(float(cell) / 100, 6) if self.percent else float(cell) for key, cell in pairs}
+            found[name] = {key: cell for key, cell in zip(self.columns, cells) if cell != "-"}
         return found
+
+    @cached_property
+    def rows(self) -> dict[str, dict[str, float]]:
+        """{model: {key: value}}, percent as fractions."""
+        scale = 100 if self.percent else 1
+        return {name: {k: float(v) / scale for k, v in cells.items()} for name, cells in self.words.items()}
 
 
 COCO, LVIS, BSDS = "COCO val2017", "LVIS v1 val", "BSDS500 test"
@@ -186,14 +192,14 @@ TABLES = (
         EdgeSAM-10x | 43.0 | 30.3 | 48.9 | 55.1
     """),
     Table("instance", COCO, "boxes of ViTDet-H, the mask with the largest IoU with the prompt box", EFFICIENTSAM, AP,
-        text="""
+        preset="box_iou", text="""
         MobileSAM       | 38.7 | - | - | -
         FastSAM         | 37.9 | - | - | -
         EfficientSAM-Ti | 42.3 | 26.7 | 46.2 | 57.4
         EfficientSAM-S  | 44.4 | - | - | -
     """),
     Table("instance", LVIS, "boxes of ViTDet-H, the mask with the largest IoU with the prompt box", EFFICIENTSAM, AP,
-        text="""
+        preset="box_iou", text="""
         MobileSAM       | 34.4 | - | - | -
         FastSAM         | 34.5 | - | - | -
         EfficientSAM-Ti | 39.9 | 28.9 | 51.0 | 59.9
@@ -282,7 +288,7 @@ TABLES = (
         MobileSAM, 256 pts  | 52.6
     """),
     Table("everything", "COCO val2017, first 100 images", "TinySAM: everything-mode mIoU against the ground truth",
-        "TinySAM, arXiv 2312.13789, table 2", ("miou",), preset="tinysam", text="""
+        "TinySAM, arXiv 2312.13789, table 2", ("miou",), text="""
         SAM-H, 32 x 32 grid     | 70.47
         SAM-H, hierarchical     | 70.55
         MobileSAM, 32 x 32 grid | 59.63
@@ -321,7 +327,7 @@ TABLES = (
         MobileSAM | 8 | 4
     """),
     Table("latency", "1024 px", "RTX 3090; memory in MB as printed", "FastSAM, arXiv 2306.12156",
-        ("point/ms", "everything32/ms", "everything64/ms", "memory_mb"), percent=False, text="""
+        ("one_click/ms", "everything32/ms", "everything64/ms", "memory_mb"), percent=False, text="""
         SAM ViT-H | 446 | 2099 | 6972 | 7060
         SAM ViT-B | - | - | - | 4670
         FastSAM   | - | - | - | 2608

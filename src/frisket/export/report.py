@@ -11,9 +11,9 @@ import base64
 import datetime
 import io
 import json
+import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,9 @@ from PIL import Image, UnidentifiedImageError
 from frisket.errors import UserError
 from frisket.export.markup import Html, Line, chart, join, number, tag
 from frisket.export.published import TABLES, Table
-from frisket.export.results import (
-    COUNTS,
-    TASKS,
-    Board,
-    Entry,
-    Evaluation,
-    Training,
-    boards,
-    curve,
-    read,
-    scalar,
-)
+from frisket.export.results import COUNTS, TASKS, Board, Evaluation, Training, boards, curve, read, scalar
 from frisket.export.style import CSS, SCRIPT
+from frisket.export.tables import MEASURES, QUIET, Column, below, best_of, cell, column, columns, rank, table
 from frisket.files import write_text
 
 HEADLINES = {
@@ -45,14 +35,6 @@ HEADLINES = {
     "latency": ("end_to_end/ms", "encoder/ms"),
 }
 """What of each task stands in the overview; of another task, its first number."""
-
-QUIET = (
-    *(f"macs/{name}_g" for name in ("encoder_run", "point", "points64")),
-    *(f"memory/{name}" for name in ("encoder_peak_mib", "box_peak_mib", "points64_peak_mib", "whole_life")),
-    *(f"memory/{name}" for name in ("rss_before_mib", "rss_mib")),
-    *("throughput/best_batch", "agreement/finite", "agreement/ok"),
-)
-"""Numbers that are told under "All numbers" and take no column."""
 
 PICTURES = {
     "masks": "The first photographs",
@@ -85,11 +67,24 @@ def page(evaluations: list[Evaluation], trainings: list[Training], *, title: str
     rest = [table for table in TABLES if table.task not in tasks]
     if rest:
         words = tag("p", "Tasks that were not run here. Each table has its own protocol and data.", class_="muted")
-        parts.append(("published", "Published elsewhere", join(words, published_tables(rest))))
+        folded = [
+            tag("details", tag("summary", heading(task)), published_tables([one for one in rest if one.task == task]))
+            for task in dict.fromkeys(one.task for one in rest)
+        ]
+        parts.append(("published", "Published elsewhere", join(words, folded)))
     parts.append(("runs", "Runs", runs_section(evaluations, trainings)))
     now = datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC")
-    models = len({(entry.label, entry.evaluation.digest(entry.label)) for board in found for entry in board.entries})
-    said = f"{models} models on {len(found)} boards, from {_plural(len(evaluations), 'evaluation')}"
+    models = len(
+        {
+            entry.evaluation.digest(entry.label) or entry.label
+            for board in found
+            for entry in board.entries
+            if entry.evaluation.parameters(entry.label) is not None or not entry.evaluation.report.get("parameters")
+        }
+    )
+    said = (
+        f"{_plural(models, 'model')} on {_plural(len(found), 'board')}, from {_plural(len(evaluations), 'evaluation')}"
+    )
     said += f" and {_plural(len(trainings), 'training run')}" if trainings else ""
     links = [tag("li", tag("a", text, href=f"#{name}")) for name, text, _ in parts]
     body = [
@@ -121,140 +116,6 @@ def page(evaluations: list[Evaluation], trainings: list[Training], *, title: str
     return Html("<!doctype html>\n" + tag("html", tag("head", *head), tag("body", *body), lang="en") + "\n")
 
 
-# ---------------------------------------------------------------- columns and cells
-
-
-@dataclass(frozen=True)
-class Column:
-    """One number of a table. group and name: the two lines of its head; kind: percent, fraction, count or plain."""
-
-    key: str
-    group: str
-    name: str
-    kind: str
-    lower: bool = False
-
-    def text(self, value: float | None) -> str:
-        """The number as it stands in a cell."""
-        if value is None:
-            return "–"
-        if self.kind == "percent":
-            return f"{100 * value:.1f}"
-        if self.kind == "fraction":
-            return f"{value:.3f}"
-        return number(value) if self.kind == "count" or abs(value) >= 1000 else f"{value:.3g}"
-
-
-MEASURES = {
-    **{"miou": "mIoU", "miou_s": "S", "miou_m": "M", "miou_l": "L", "iou": "IoU", "biou": "boundary IoU"},
-    **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_s": "AP S", "ap_m": "AP M", "ap_l": "AP L"},
-    **{"ap_r": "AP rare", "ap_c": "AP common", "ap_f": "AP frequent", "ods": "ODS", "ois": "OIS", "r50": "R50"},
-    **{"ar1000": "AR@1000", "ar1000_s": "S", "ar1000_m": "M", "ar1000_l": "L", "box_ar1000": "box AR@1000"},
-    **{"ar1000_r": "rare", "ar1000_c": "common", "ar1000_f": "frequent"},
-    **{"best_images_per_second": "images/s", "images_per_second": "images/s", "parameters_m": "weights, M"},
-}
-PARTS = {
-    **{"box": "1 box", "point": "1 click", "points64": "64 clicks", "post": "upscaling", "end_to_end": "end to end"},
-    **{"macs": "GMAC", "memory": "MiB", "agreement": "agrees with fp32", "gpu": "RTX 2080 Ti", "phone": "iPhone 14"},
-    **{
-        "orin": "Jetson Orin",
-        "a100": "A100",
-        "everything32": "everything, 32 × 32",
-        "everything64": "everything, 64 × 64",
-    },
-}
-
-
-def column(task: str, key: str) -> Column:
-    """How a key of eval.json is shown: known ones as people quote them, others under their own name."""
-    what, _, measure = key.rpartition("/")
-    group = PARTS.get(what, what.replace("_", " "))
-    if what.startswith("click") and what[5:].isdigit():
-        group = f"{what[5:]} click" + ("s" if what != "click1" else "")
-    if key in COUNTS:
-        return Column(key, "", key, "count")
-    if measure == "ms" or measure == "s":
-        return Column(key, group, "ms" if measure == "ms" else "s", "plain", lower=True)
-    for ending, unit in (("_mib", " MiB"), ("_mb", " MB"), ("_g", " GMAC")):
-        if measure.endswith(ending):
-            name = measure.removesuffix(ending).replace("_", " ")
-            return Column(key, group, name if what else name + unit, "plain", lower=True)
-    name = MEASURES.get(measure, measure.replace("_", " "))
-    if task == "edges" or what == "agreement":
-        return Column(key, group, name, "fraction")
-    if measure.split("_")[0].rstrip("0123456789") in ("miou", "ap", "ar", "iou", "biou", "recall", "precision", "box"):
-        return Column(key, group, name, "percent")
-    return Column(key, group, name, "plain", lower=measure.startswith("parameters"))
-
-
-def columns(task: str, numbers: Sequence[dict[str, Any]]) -> list[Column]:
-    """Columns of a board: every key that is a number for somebody, in the order met; counts last."""
-    keys = list(dict.fromkeys(key for one in numbers for key, value in one.items() if scalar(value) is not None))
-    timed = {key.removesuffix("/ms") for key in keys if key.endswith("/ms")}
-    told = {f"{part}/{rest}" for part in timed for rest in ("ms_p5", "ms_p95", "n")}
-    keys = [key for key in keys if key not in told and key not in QUIET]
-    return [column(task, key) for key in sorted(keys, key=lambda key: key in COUNTS)]
-
-
-def below(numbers: dict[str, Any], key: str) -> str:
-    """The small line under a number: the spread of a time, the batch of a throughput."""
-    low, high, count = (scalar(numbers.get(f"{key}{end}")) for end in ("_p5", "_p95", ""))
-    count = scalar(numbers.get(key.rpartition("/")[0] + "/n"))
-    if low is not None and high is not None:
-        return f"{low:.3g}–{high:.3g}" + (f", n {count:.0f}" if count else "")
-    batch = scalar(numbers.get("throughput/best_batch"))
-    return f"batch {batch:.0f}" if key == "throughput/best_images_per_second" and batch else ""
-
-
-def table(caption: str, cols: Sequence[Column], rows: Sequence[Html], *, first: str = "Model") -> Html:
-    """A sortable table in a frame of its own. Column 0 is the row's name."""
-    grouped = any(col.group for col in cols)
-    top: list[Html] = []
-    if grouped:
-        top.append(tag("th", Html("&nbsp;")))
-        at = 0
-        while at < len(cols):
-            span = 1
-            while at + span < len(cols) and cols[at + span].group == cols[at].group:
-                span += 1
-            group = cols[at].group
-            top.append(tag("th", tag("span", group) if group else "", colspan=span, scope="colgroup", class_="group"))
-            at += span
-    names = [tag("th", tag("button", first, type="button", data_column=0, data_first="ascending"), scope="col")]
-    for index, col in enumerate(cols, 1):
-        way = "ascending" if col.lower else "descending"
-        said = f"{col.group} {col.name}".strip()
-        button = tag(
-            "button", col.name, type="button", data_column=index, data_first=way, title=col.key,
-            aria_label=f"{said}, {'%' if col.kind == 'percent' else ''}".rstrip(", ") + ": sort",
-        )  # fmt: skip
-        unit = tag("small", "%") if col.kind == "percent" else None
-        names.append(tag("th", button, unit, scope="col"))
-    head = tag("thead", tag("tr", *top) if grouped else None, tag("tr", *names))
-    inner = tag("table", tag("caption", caption, class_="unseen"), head, tag("tbody", *rows), class_="sortable")
-    return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
-
-
-def cell(col: Column, value: float | None, *, small: str = "", best: bool = False, title: str = "") -> Html:
-    """One number; `best` marks it, `small` stands under it."""
-    return tag(
-        "td",
-        tag("span", col.text(value)) if best else col.text(value),
-        tag("small", small) if small and value is not None else None,
-        data_value=None if value is None else repr(value),
-        class_="best" if best else None,
-        title=title or None,
-    )
-
-
-def best_of(col: Column, entries: Sequence[Entry]) -> float | None:
-    """The best value of a column among ours, when there are several to choose from."""
-    values = [value for entry in entries if (value := scalar(entry.numbers.get(col.key))) is not None]
-    if len(values) < 2 or col.kind == "count" or len(set(values)) < 2:
-        return None
-    return min(values) if col.lower else max(values)
-
-
 # ---------------------------------------------------------------- sections
 
 
@@ -279,7 +140,7 @@ def overview(found: list[Board]) -> Html:
         Column(str(index), short(board), f"{col.group} {col.name}".strip(), col.kind, col.lower)
         for index, (board, col) in enumerate(picks)
     ]
-    weight = Column("parameters", "", "weights, M", "plain", lower=True)
+    weight = Column("parameters", "", "params, M", "plain", lower=True)
     rows = []
     repeated = {label for label, _ in models if sum(label == other for other, _ in models) > 1}
     for (label, digest), values in models.items():
@@ -311,6 +172,8 @@ def short(board: Board) -> str:
     data = Path(board.data).name or board.data
     parent = Path(board.data).parent.name
     where = f"{parent}/{data}" if data in ("val", "train", "test", "images") and parent else data
+    if board.task == "latency":
+        where = re.sub(r"\(.*?\)|@.*|,.*", "", board.note).strip()
     return " · ".join(word for word in (board.preset or board.task, where) if word)
 
 
@@ -327,9 +190,10 @@ def task_section(task: str, found: list[Board]) -> Html:
         shown.append(
             tag(
                 "details",
-                tag("summary", f"Published numbers of other protocols and data ({len(others)} tables)"),
+                tag("summary", f"Published numbers of other protocols and data ({_plural(len(others), 'table')})"),
                 tag("p", words, class_="muted"),
                 published_tables(others),
+                open=True,
             )
         )
     return join(shown)
@@ -340,9 +204,23 @@ def board_section(board: Board) -> Html:
     title = board.preset or ("Protocol of this run" if board.task != "latency" else board.note)
     where = tag("span", " on ", tag("code", board.data)) if board.data else None
     facts = f" ({board.note})" if board.note and board.task != "latency" else ""
-    several = len(board.evaluations) > 1
     cols = columns(board.task, [entry.numbers for entry in board.entries])
-    weight = Column("parameters", "", "weights, M", "plain", lower=True)
+    apart = [col for col in cols if board.task == "latency" and rank(col.key) >= 3]
+    shown = [table_of(board, [col for col in cols if col not in apart], title)]
+    shown += [table_of(board, apart, f"{title}: memory, MACs")] if apart else []
+    return join(
+        tag("h3", title, where, facts),
+        tag("p", "Protocol. ", board.protocol, class_="protocol"),
+        shown,
+        charts(board),
+        everything(board),
+    )
+
+
+def table_of(board: Board, cols: Sequence[Column], title: str) -> Html:
+    """The board's models as rows, ours and, where they may stand beside them, published ones."""
+    several = len(board.evaluations) > 1
+    weight = Column("parameters", "", "params, M", "plain", lower=True)
     side = Column("image_size", "", "input px", "count")
     rows = []
     tops = {col.key: best_of(col, board.entries) for col in cols}
@@ -369,14 +247,7 @@ def board_section(board: Board) -> Html:
             pill = tag("span", "published", class_="pill")
             who = tag("th", name, pill, tag("small", printed.source), scope="row", data_value=name)
             rows.append(tag("tr", who, *cells, class_="published"))
-    caption = f"{heading(board.task)}: {title}, {board.data}"
-    return join(
-        tag("h3", title, where, facts),
-        tag("p", "Protocol. ", board.protocol, class_="protocol"),
-        table(caption, [side, weight, *cols], rows),
-        charts(board),
-        everything(board),
-    )
+    return table(f"{heading(board.task)}: {title}, {board.data}", [side, weight, *cols], rows)
 
 
 def charts(board: Board) -> Html | None:
@@ -384,15 +255,21 @@ def charts(board: Board) -> Html | None:
     names = list(dict.fromkeys(k for e in board.entries for k, v in e.numbers.items() if curve(v)))
     names = [name for name in names if not name.startswith("samples/")]
     made: list[Html] = []
+    sizes: list[Html] = []
 
     def draw(y: str, x: str | None, title: str, x_label: str, y_label: str, unit: bool = False) -> None:
         lines = []
+        scale = 100 if column(board.task, y).kind == "percent" and not unit else 1
         for entry in board.entries:
             ys = curve(entry.numbers.get(y))
             xs = curve(entry.numbers.get(x)) if x else None
             if ys:
-                lines.append(Line(entry.label, xs or [float(i + 1) for i in range(len(ys))], ys))
-        made.append(chart(lines, x=x_label, y=y_label, title=title, unit=unit))
+                spots = xs or [float(place) for place in range(1, len(ys) + 1)]
+                lines.append(Line(entry.label, spots, [scale * value for value in ys]))
+        y_label += ", %" if scale == 100 else ""
+        (sizes if y.endswith(("_s", "_m", "_l")) else made).append(
+            chart(lines, x=x_label, y=y_label, title=title, unit=unit)
+        )
 
     for name in names:
         where, _, measure = name.rpartition("/")
@@ -420,7 +297,10 @@ def charts(board: Board) -> Html | None:
             draw(name, None, f"mIoU over clicks{size}", "clicks", "mIoU")
         else:
             draw(name, None, name, "number", measure.replace("_", " "))
-    return tag("div", *made, class_="charts") if any(made) else None
+    shown = tag("div", *made, class_="charts") if any(made) else None
+    if not any(sizes):
+        return shown
+    return join(shown, tag("details", tag("summary", "Curves by size"), tag("div", *sizes, class_="charts")))
 
 
 def everything(board: Board) -> Html:
@@ -443,21 +323,29 @@ def everything(board: Board) -> Html:
 
 
 def published_tables(tables: Sequence[Table]) -> Html:
-    """Printed tables, each with its data, protocol and source; never joined."""
+    """Printed tables side by side, each with its data, protocol and source; never joined."""
     shown = []
     for printed in tables:
         cols = [column(printed.task, key) for key in printed.columns]
         rows = [
-            tag("tr", tag("th", name, scope="row", data_value=name), *(cell(col, values.get(col.key)) for col in cols))
+            tag(
+                "tr",
+                tag("th", name, scope="row", data_value=name),
+                *(cell(col, values.get(col.key), text=printed.words[name].get(col.key)) for col in cols),
+            )
             for name, values in printed.rows.items()
         ]
-        pill = tag("span", "published", class_="pill")
-        words = tag("p", f"Protocol. {printed.protocol}. Source: {printed.source}.", class_="protocol")
         caption = f"Published, {heading(printed.task)}: {printed.data}, {printed.source}"
-        shown.append(
-            join(tag("h3", f"{heading(printed.task)}, {printed.data}", pill), words, table(caption, cols, rows))
+        first, rest = printed.data, printed.source
+        if printed.task == "latency":
+            first, rest = rest, first
+        parts = (
+            tag("h4", first, tag("span", "published", class_="pill")),
+            tag("p", f"{printed.protocol}. ", tag("cite", rest), class_="protocol"),
+            table(caption, cols, rows),
         )
-    return join(shown)
+        shown.append(tag("div", *parts, class_="card"))
+    return tag("div", *shown, class_="cards")
 
 
 def gallery(evaluation: Evaluation) -> Html:

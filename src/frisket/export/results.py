@@ -154,7 +154,8 @@ def boards(evaluations: list[Evaluation]) -> list[Board]:
         labels = _mapping(evaluation.report["models"])
         for preset in presets(evaluation):
             told = sentence(evaluation, preset)
-            identity = (evaluation.task, preset, told, str(evaluation.report.get("data") or ""), note(evaluation))
+            data = str(evaluation.report.get("data") or evaluation.settings.get("truth") or "")
+            identity = (evaluation.task, preset, told, data, note(evaluation))
             board = found.setdefault(identity, Board(*identity))
             for label, numbers in labels.items():
                 mine = of_preset(numbers, preset, presets(evaluation))
@@ -219,16 +220,39 @@ def note(evaluation: Evaluation) -> str:
     return "; ".join(words)
 
 
+def known_as(board: Board) -> str:
+    """The name by which published tables know a board's protocol; "" when it is no published one."""
+    s = board.entries[0].evaluation.settings
+    if board.task == "instance":
+        plain = "gt" if not s.get("detections") else str(s.get("output", ""))
+        vitdet = "vitdet" in str(s.get("detections", "")).lower()
+        if plain == "gt":
+            return plain if s.get("output") == "multimask" and not s.get("refine") else ""
+        return "" if not vitdet else "refine" if s.get("refine") else plain
+    if board.task == "everything":
+        wanted: dict[str, float] = {
+            "points_per_side": 64,
+            "pred_iou_thresh": 0,
+            "stability_score_thresh": 0,
+            "crop_n_layers": 0,
+        }
+        wanted["box_nms_thresh"] = 0.9
+        return "ar1000" if all(s.get(f"generator.{key}") == value for key, value in wanted.items()) else ""
+    if board.task == "edges":
+        return "sam" if s.get("checkpoint") and s.get("nms") and s.get("thresholds") == 99 else ""
+    return board.preset
+
+
 def comparable(table: Table, board: Board) -> bool:
     """Whether a published table has the board's task, protocol and (whole) data set: known by name and number."""
-    if not table.preset or (table.task, table.preset) != (board.task, board.preset) or "first " in board.note:
+    if not table.preset or table.task != board.task or "first " in board.note or table.preset != known_as(board):
         return False
     told = " ".join([board.data, board.protocol, board.note]).lower()
     images = max((scalar(entry.numbers.get("images")) or 0 for entry in board.entries), default=0)
     whole = {
-        COCO: "val2017" in told and "lvis" not in told and images >= 4900,
-        LVIS: "lvis" in told and "val" in told and images >= 19000,
-        BSDS: "bsds" in told and "test" in told and images == 200,
+        COCO: "val2017" in told and "lvis" not in told and 4900 <= images <= 5000,
+        LVIS: "lvis" in told and "v1" in told and images >= 19000,
+        BSDS: "bsds" in told and "split test" in told and images == 200,
     }
     return whole.get(table.data, False)
 

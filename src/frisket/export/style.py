@@ -91,6 +91,11 @@ tr.published > * { color: var(--muted); font-style: italic; }
 .legend li { overflow-wrap: anywhere; }
 .key { display: inline-block; width: 1.1em; height: .28em; border-radius: 2px; margin-right: .45em;
   vertical-align: .25em; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 0 2.2rem; }
+.card { min-width: 0; }
+h4 { font: 600 1rem/1.3 var(--serif); margin: 1.4rem 0 .2rem; }
+.card .protocol { margin: .2rem 0; font-size: .85rem; } .card .scroll { margin: .5rem 0 .3rem; }
+cite { font-style: normal; color: var(--ink); }
 .picture { margin: 1rem 0 1.4rem; }
 .picture div { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px; background: var(--card);
   width: fit-content;
