@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from frisket.cli.main import main
 from frisket.data.annotated import open_annotated
-from frisket.eval.instance import Config, Task, choose
+from frisket.eval.instance import Config, Task, answer, choose
 from frisket.models.sam import Sam
 from frisket.sample import Prediction
 
@@ -138,6 +138,19 @@ def test_refinement_feeds_the_logits_back(coco: tuple[Path, Path], tiny_sam: Sam
     assert "one refinement pass" in task.protocol
     plain, refined = (judged(make(coco, 64, refine=r), tiny_sam.eval()) for r in (False, True))
     assert plain != refined
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("output", ["multimask", "single", "box_iou"])
+def test_a_gpu_gives_the_same_masks(output: Any, coco: tuple[Path, Path], tiny_sam: Sam) -> None:
+    config = Config(output=output, refine=True)
+    item = make(coco, 64).load(0)
+    with torch.inference_mode():
+        here, scores = answer(tiny_sam.eval(), item, config)
+        there, others = answer(tiny_sam.cuda(), item, config)
+    assert others == pytest.approx(scores, abs=1e-3)
+    iou = np.diag(coco_mask.iou(here, there, [0] * len(here)))
+    assert (iou[[coco_mask.area(rle) > 0 for rle in here]] > 0.9).all()
 
 
 CODE = """

@@ -143,6 +143,15 @@ def test_chunks_ranks_and_neighbours_change_no_number(
     assert alone["masks"] == whole["efficientsam/masks"]
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_numbers(tiny_shards: Path, tiny_sam: Sam) -> None:
+    task = make(tiny_shards / "val", 64, protocol=["all"], clicks=[1])
+    here = judged(task, tiny_sam.eval())
+    there = judged(make(tiny_shards / "val", 64, protocol=["all"], clicks=[1, 2, 3]), tiny_sam.cuda())
+    for name, value in here.items():
+        assert there[name] == pytest.approx(value, abs=5e-3, nan_ok=True)
+
+
 def test_curves_list_every_click(tiny_shards: Path, tiny_sam: Sam) -> None:
     task = make(tiny_shards / "val", 64, clicks=[3, 1])
     found = judged(task, tiny_sam.eval())

@@ -239,6 +239,8 @@ class Task(BaseTask):
                 f"{p.name if several else '':{width}}   1-box mIoU (S / M / L)          1-point mIoU (S / M / L){tail}"
             )
             for label, values in numbers.items():
+                if not any(f"{prefix}{kind}/miou" in values for kind in ("box", "click1")):
+                    continue  # the baseline, where there is no box
                 cells = [_cell(values, f"{prefix}{kind}") for kind in ("box", "click1")]
                 more = [_percent(values.get(f"{prefix}click{k}/miou")) for k in later if p.later]
                 lines.append(f"{label:{width}}   {'   '.join(cells)}{''.join(f'{text:>10}' for text in more)}".rstrip())
