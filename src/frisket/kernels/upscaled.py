@@ -198,15 +198,18 @@ def _count(low, rows, columns, levels, rounding, sure, doubt, boxes):  # pragma:
     row_cell, row_pixel, row_size, row_weight = rows
     column_cell, column_pixel, column_size, column_weight = columns
     least, most = np.empty(low.shape[1], np.float32), np.empty(low.shape[1], np.float32)
-    tall = np.empty(3, np.float32)
+    values = np.empty((row_weight.shape[1], column_weight.shape[1]), np.float32)
+    high, middle, deep = levels[0], levels[1], levels[2]
     for q in range(row_cell.size):
         r = row_cell[q]
         _extremes(low, r, least, most)
+        y0, y1 = row_pixel[q], row_pixel[q] + row_size[q] - 1
         for k in range(column_cell.size):
             c = column_cell[k]
             small = min(least[c], least[c + 1], least[c + 2])
             large = max(most[c], most[c + 1], most[c + 2])
             rim = np.float32(rounding) * max(abs(small), abs(large))
+            x0, x1 = column_pixel[k], column_pixel[k] + column_size[k] - 1
             crossed = False
             for n in range(3):
                 crossed |= not (small - rim > levels[n] or large + rim <= levels[n])
@@ -214,38 +217,47 @@ def _count(low, rows, columns, levels, rounding, sure, doubt, boxes):  # pragma:
                 for n in range(3):
                     if small > levels[n]:
                         sure[n] += row_size[q] * column_size[k]
-                if small > levels[1]:
+                if small > middle:
                     for b in range(2):
-                        boxes[b, 0] = min(boxes[b, 0], column_pixel[k])
-                        boxes[b, 1] = min(boxes[b, 1], row_pixel[q])
-                        boxes[b, 2] = max(boxes[b, 2], column_pixel[k] + column_size[k] - 1)
-                        boxes[b, 3] = max(boxes[b, 3], row_pixel[q] + row_size[q] - 1)
+                        _widen_to(boxes[b], x0, y0, x1, y1)
                 continue
+            s0, s1, s2, d0, d1, d2 = 0, 0, 0, 0, 0, 0
             for i in range(row_size[q]):
-                y = row_pixel[q] + i
-                for b in range(3):
-                    tall[b] = (
-                        row_weight[q, i, 0] * low[r, c + b]
-                        + row_weight[q, i, 1] * low[r + 1, c + b]
-                        + row_weight[q, i, 2] * low[r + 2, c + b]
-                    )
+                w0, w1, w2 = row_weight[q, i, 0], row_weight[q, i, 1], row_weight[q, i, 2]
+                a0 = w0 * low[r, c] + w1 * low[r + 1, c] + w2 * low[r + 2, c]
+                a1 = w0 * low[r, c + 1] + w1 * low[r + 1, c + 1] + w2 * low[r + 2, c + 1]
+                a2 = w0 * low[r, c + 2] + w1 * low[r + 1, c + 2] + w2 * low[r + 2, c + 2]
                 for j in range(column_size[k]):
-                    value = (
-                        tall[0] * column_weight[k, j, 0]
-                        + tall[1] * column_weight[k, j, 1]
-                        + tall[2] * column_weight[k, j, 2]
-                    )
-                    for n in range(3):
-                        over = value - levels[n]
-                        sure[n] += over > 0
-                        doubt[n] += not (over > rim or over < -rim)
-                    x = column_pixel[k] + j
-                    for b in range(2):
-                        if value - levels[1] > (rim if b == 0 else -rim):
-                            boxes[b, 0] = min(boxes[b, 0], x)
-                            boxes[b, 1] = min(boxes[b, 1], y)
-                            boxes[b, 2] = max(boxes[b, 2], x)
-                            boxes[b, 3] = max(boxes[b, 3], y)
+                    value = a0 * column_weight[k, j, 0] + a1 * column_weight[k, j, 1] + a2 * column_weight[k, j, 2]
+                    values[i, j] = value
+                    s0 += value > high
+                    s1 += value > middle
+                    s2 += value > deep
+                    d0 += not abs(value - high) > rim  # so that NaN is in doubt
+                    d1 += not abs(value - middle) > rim
+                    d2 += not abs(value - deep) > rim
+            sure[0] += s0
+            sure[1] += s1
+            sure[2] += s2
+            doubt[0] += d0
+            doubt[1] += d1
+            doubt[2] += d2
+            for b in range(2):
+                if x0 >= boxes[b, 0] and y0 >= boxes[b, 1] and x1 <= boxes[b, 2] and y1 <= boxes[b, 3]:
+                    continue  # the block lies in the box: nothing there can widen it
+                limit = rim if b == 0 else -rim
+                for i in range(row_size[q]):
+                    for j in range(column_size[k]):
+                        if values[i, j] - middle > limit:
+                            _widen_to(boxes[b], x0 + j, y0 + i, x0 + j, y0 + i)
+
+
+@numba.njit(cache=True, nogil=True)
+def _widen_to(box, x0, y0, x1, y1):  # pragma: no cover (compiled)
+    box[0] = min(box[0], x0)
+    box[1] = min(box[1], y0)
+    box[2] = max(box[2], x1)
+    box[3] = max(box[3], y1)
 
 
 @numba.njit(cache=True, nogil=True)
