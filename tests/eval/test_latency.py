@@ -17,8 +17,20 @@ from frisket.eval.latency import PARTS, Config, Task
 from frisket.eval.subject import Subject, photo, photographs, spread, timer
 from frisket.models.sam import Sam
 from frisket.models.zoo import build
+from frisket.predict.everything import EverythingConfig
 
-QUICK = {"inputs": 2, "warmup": 1, "repeats": 5, "rounds": 2, "calls": 1, "batches": [1, 2], "memory": False}
+POINTS = EverythingConfig(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
+QUICK = {
+    "everything": 5,
+    "generator": POINTS,
+    "inputs": 2,
+    "warmup": 1,
+    "repeats": 5,
+    "rounds": 2,
+    "calls": 1,
+    "batches": [1, 2],
+    "memory": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +81,7 @@ def test_every_number_has_its_samples(tiny_sam: Sam) -> None:
         assert found[f"{part}/ms"] == pytest.approx(np.median(samples))
         assert 0 < found[f"{part}/ms_p5"] <= found[f"{part}/ms"] <= found[f"{part}/ms_p95"]
     assert found["end_to_end/ms"] > found["post/ms"]
+    assert 0 < found["everything/masks"] <= 12  # 2 x 2 points, three masks each
     assert found["throughput/batch"] == [1.0, 2.0]
     assert found["throughput/best_images_per_second"] == max(found["throughput/images_per_second"])
     assert found["setup"]["threads"] == 1
@@ -229,6 +242,7 @@ def test_inputs_are_pictures_shards_or_noise(tmp_path: Path, tiny_shards: Path) 
         ({"repeats": 0}, "repeats=0 must be 1 or more"),
         ({"batches": [0]}, "must all be 1 or more"),
         ({"devices": "2"}, "measured on one device"),
+        ({"generator": EverythingConfig(points_per_side=0)}, "points_per_side=0 must be at least 1"),
         ({"limit": 3}, "no workers, limit or pictures"),
     ],
 )
@@ -242,6 +256,7 @@ def test_the_command_writes_every_part(tiny_teacher: Path, tiny_shards: Path, tm
         "eval", "task=latency", f"checkpoint=[one:{tiny_teacher},two:{tiny_teacher}]", f"data={tiny_shards / 'val'}",
         f"out={tmp_path}", "accelerator=cpu", "inputs=2", "warmup=0", "repeats=2", "rounds=1", "batches=[1]", "calls=1",
         "memory=false",
+        "everything=0",
     ]  # fmt: skip
     assert main(words) == 0
     said = capsys.readouterr().out

@@ -9,6 +9,8 @@ Parts   (what is inside, and nothing else)
         post        one low-resolution mask to the photograph's own size, thresholded
         end_to_end  RGB array in memory -> resize, copy to the device, encoder, one box, post, bool mask in memory; no
                     file is read or decoded
+        everything  SAM's generator (`generator`, 32 x 32 points by default), from RGB array to masks as RLE; how many
+                    it keeps, and so what they cost, is the model's
 Method  Our choice, after what papers leave out: batch 1; warm-up; CUDA events around each call (wall clock on a CPU,
         whose threads are set and named); median, p5, p95 and n, every sample kept; distinct inputs in rotation. Models
         take turns within every round, so that a drifting clock disturbs all alike. Throughput: one clock around many
@@ -29,8 +31,9 @@ from frisket.eval.subject import Photo, Subject, photo, photographs, switched
 from frisket.eval.task import BaseTask, Row, TaskConfig
 from frisket.kernels.attention import describe
 from frisket.models.sam import Sam
+from frisket.predict.everything import EverythingConfig
 
-PARTS = ("encoder", "box", "point", "points64", "post", "end_to_end")
+PARTS = ("encoder", "box", "point", "points64", "post", "end_to_end", "everything")
 COMPILE = ("", "default", "reduce-overhead", "max-autotune")
 
 
@@ -42,8 +45,8 @@ class Config(TaskConfig):
     rotate. precision: fp32, bf16, fp16 of encoder and decoder; compile: torch.compile's mode for the encoder, empty for
     eager; tf32: allow it. threads: of a CPU. warmup, repeats (timed calls of each part, over all rounds) and calls
     (under one clock, in the sweep): 50, 200, 100 on a GPU and 2, 30, 3 on a CPU when unset. rounds: models' turns.
-    batches: of the sweep (empty: none). memory: measure it, in a fresh process. agreement: least mean mask IoU with
-    eager fp32.
+    everything: timed calls of the generator (0: none); generator: its settings. batches: of the sweep (empty: none).
+    memory: measure it, in a fresh process. agreement: least mean mask IoU with eager fp32.
     """
 
     devices: str = "1"
@@ -56,6 +59,8 @@ class Config(TaskConfig):
     warmup: int | None = None
     repeats: int | None = None
     rounds: int = 3
+    everything: int = 3
+    generator: EverythingConfig = field(default_factory=EverythingConfig)
     batches: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
     calls: int | None = None
     inputs: int = 8
@@ -86,8 +91,11 @@ class Task(BaseTask):
     def plans(self) -> list[Plan]:
         """In order: the check first, since it decides whether times count."""
         config = self.settings
-        timed = [part for part in PARTS if part in config.parts]
-        rounds = [Plan(part, number) for number in range(config.rounds) for part in timed]
+        timed = [part for part in PARTS if part in config.parts and (part != "everything" or config.everything)]
+        turns = {
+            part: min(config.rounds, config.everything) if part == "everything" else config.rounds for part in timed
+        }
+        rounds = [Plan(part, number) for number in range(config.rounds) for part in timed if number < turns[part]]
         return [
             Plan("check"),
             Plan("macs"),
@@ -153,11 +161,14 @@ class Task(BaseTask):
         """{"encoder/ms", "…_p5", "…_p95", "…/n", "macs/…_g", "memory/…_mib", "throughput/…"}: docs/evaluation.md."""
         numbers: dict[str, Any] = {}
         samples: dict[str, list[float]] = {}
+        kept_masks: list[float] = []
         before, after = (r for r in rows if r["what"] == "conditions")
         for row in rows:
             facts = {k: v for k, v in row.items() if k not in ("key", "what", "round", "setup")}
             if row["what"] in PARTS:
                 samples.setdefault(row["what"], []).extend(row.get("samples", []))
+                if "masks" in row:
+                    kept_masks.append(row["masks"])
                 if "error" in row:
                     numbers[f"{row['what']}/error"] = row["error"]
             elif row["what"] != "conditions":
@@ -168,6 +179,8 @@ class Task(BaseTask):
                 low, middle, high = np.percentile(taken, [5, 50, 95]).tolist()
                 numbers |= {f"{part}/ms": middle, f"{part}/ms_p5": low, f"{part}/ms_p95": high}
                 numbers[f"{part}/n"] = float(len(taken))
+        if kept_masks:
+            numbers["everything/masks"] = float(np.mean(kept_masks))
         told = {k: [before[k], after[k]] for k in before if k in after and k not in ("key", "what", "round")}
         kept = {f"samples/{part}": taken for part, taken in samples.items() if taken}
         return numbers | {"setup": before["setup"], "conditions": told} | kept
@@ -212,11 +225,14 @@ class Task(BaseTask):
                     precision=self.settings.precision,
                     compiled=self.settings.compile,
                     tf32=self.settings.tf32,
+                    generator=self.settings.generator,
                 )
         return self.subjects[id(sam)]
 
     def _share(self, item: Plan, device: torch.device) -> tuple[int, int]:
         """(warm-up calls, timed calls) of one round."""
+        if item.what == "everything":  # takes seconds
+            return int(item.round == 0), len(range(item.round, self.settings.everything, self.settings.rounds))
         warmup = self._count("warmup", device)
         repeats = len(range(item.round, self._count("repeats", device), self.settings.rounds))
         return warmup if item.round == 0 else min(warmup, 3), repeats
@@ -260,6 +276,7 @@ def checked(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"latency: {name}={value} must be 1 or more")
+    config.generator.check()
     if any(batch < 1 for batch in config.batches):
         raise UserError(f"latency: batches={config.batches} must all be 1 or more")
     if str(config.devices) != "1" or config.num_nodes != 1:

@@ -24,6 +24,7 @@ from frisket.errors import UserError
 from frisket.eval.cost import reduced
 from frisket.geometry import Frame, mask_iou, resize_image, upscale_logits
 from frisket.models.sam import Sam
+from frisket.predict.everything import EverythingConfig, everything
 from frisket.predict.predictor import Predictor, read_image
 from frisket.sample import Prompts
 
@@ -53,9 +54,17 @@ class Subject:
     """One model made ready: its fast form, the eager fp32 one to agree with, and a call for each part."""
 
     def __init__(
-        self, sam: Sam, photos: Sequence[Photo], *, precision: str = "fp32", compiled: str = "", tf32: bool = False
+        self,
+        sam: Sam,
+        photos: Sequence[Photo],
+        *,
+        precision: str = "fp32",
+        compiled: str = "",
+        tf32: bool = False,
+        generator: EverythingConfig | None = None,
     ) -> None:
-        self.plain, self.photos = sam, photos
+        self.plain, self.photos, self.generator = sam, photos, generator
+        self.kept: list[int] = []
         self.changed = precision != "fp32" or bool(compiled) or tf32
         self.sam = reduced(sam, precision)
         if compiled:
@@ -82,6 +91,7 @@ class Subject:
             "points64": lambda i: self.decode(i, Prompts(photos[i].points, self.ones), True),
             "post": lambda i: upscale_logits(self.low, photos[i].frame) > 0,
             "end_to_end": self.end_to_end,
+            "everything": self.everything,
         }
         return calls[part]
 
@@ -90,6 +100,11 @@ class Subject:
         self.predictor.set_image(self.photos[number].pixels)
         box = self.predictor.frame.boxes_to_original(self.photos[number].box.cpu())
         return self.predictor.predict(boxes=box, multimask=False).masks.cpu()
+
+    def everything(self, number: int) -> None:
+        """All masks of a photograph in memory, by SAM's generator."""
+        self.predictor.set_image(self.photos[number].pixels)
+        self.kept.append(len(everything(self.predictor, self.generator)))
 
     def check(self, least: float) -> dict[str, Any]:
         """Mean IoU of the fast form's masks with eager fp32's, every output of 17 prompts; sets `agrees`.
@@ -124,7 +139,8 @@ class Subject:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return {"error": "out of memory"}
-        return {"ms": float(np.median(taken)), "n": len(taken), "samples": taken}
+        found = {"ms": float(np.median(taken)), "n": len(taken), "samples": taken}
+        return found | ({"masks": float(np.mean(self.kept[-repeats:]))} if part == "everything" else {})
 
     def sweep(self, batches: Sequence[int], calls: int) -> dict[str, Any]:
         """Images a second through the encoder for each batch, until memory or a plateau."""

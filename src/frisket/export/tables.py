@@ -1,8 +1,8 @@
 """Tables of numbers: how a key of eval.json becomes a column, and columns and rows a sortable table.
 
 Use     cols = columns("miou", [numbers, …]); table("caption", cols, [tag("tr", tag("th", "mine"), *cells)])
-Source  our choice. Known measures are shown as people quote them (mIoU and AP in percent, edges as fractions), any other
-        number under its own key, so that a new task shows without a line here.
+Source  our choice. Known measures are shown as people quote them (mIoU and AP in percent, edges as fractions), any
+        other number under its own key, so that a new task shows without a line here.
 """
 
 from collections.abc import Sequence
