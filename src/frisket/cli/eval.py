@@ -2,13 +2,15 @@
 
     frisket eval configs/eval_miou.yaml data=SHARDS checkpoint=[teacher:runs/train_sam,runs/finetune_decoder]
 
-The YAML names the task (see frisket.eval.task); `frisket.engine.judge` runs it on the devices there are.
+The YAML names the task (see frisket.eval.task); `frisket.engine.judge` runs it on the devices there are. A YAML with
+`tasks:` (configs/eval_all.yaml) runs several, each into its own folder under `out`, and writes report.html over them.
 """
 
 import csv
 import importlib
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,55 @@ from frisket.engine.rundir import RunDir, wandb_log
 from frisket.engine.strategy import place, quiet
 from frisket.errors import UserError, nearest
 from frisket.eval.task import TASKS, BaseTask, TaskConfig
+from frisket.export.report import write as page
 from frisket.files import atomic, write_json
 from frisket.models.sam import Sam
 from frisket.predict.picture import comparison
 
 SCHEMA = 1
+OWN = ("task", "tasks", "out")  # of a suite; not handed to its tasks
+
+
+@dataclass
+class Suite(TaskConfig):
+    """Several tasks over the same checkpoints and photographs.
+
+    tasks: {task: its own settings, which win}; what is set beside `tasks` is shared by those tasks that know the key.
+    """
+
+    tasks: dict[str, Any] = field(default_factory=dict)
+    images: str = ""
+    split: str = "val"
+    out: str = "runs/eval_all"
 
 
 def run(files: list[str], overrides: list[str]) -> int:
     """Judge every checkpoint on every photograph; print the table; return the exit code."""
+    if config.peek(files, overrides, "tasks"):
+        return run_suite(config.load(Suite, files, overrides))
     module = task_module(files, overrides)
     evaluate(module.Task, config.load(module.Config, files, overrides))
+    return 0
+
+
+def run_suite(suite: Suite) -> int:
+    """Run each task into out/<task>, then write out/report.html. All settings are checked before a task runs."""
+    default = asdict(Suite())
+    shared = {name: value for name, value in asdict(suite).items() if value != default[name] and name not in OWN}
+    plans: list[tuple[type[BaseTask], TaskConfig]] = []
+    for name, own in suite.tasks.items():
+        module = task_named(name)
+        known = {entry.name for entry in fields(module.Config)}
+        given = {key: value for key, value in shared.items() if key in known} | dict(own or {})
+        given |= {"task": name, "out": str(Path(suite.out) / name)}
+        plans.append((module.Task, config.from_dict(module.Config, given, f"tasks.{name}")))
+    reports = []
+    for kind, settings in plans:
+        print(f"== {settings.task}")
+        reports.append(evaluate(kind, settings))
+    if all(report is not None for report in reports):  # rank 0
+        folders = [Path(settings.out) for _, settings in plans]
+        print(f"report: {page(folders, Path(suite.out) / 'report.html')}")
     return 0
 
 
@@ -38,6 +78,11 @@ def task_module(files: list[str], overrides: list[str]) -> Any:
     name = config.peek(files, overrides, "task")
     if not name:
         raise UserError(f"no task is named: give a YAML with 'task: …', e.g. configs/eval_{TASKS[0]}.yaml")
+    return task_named(name)
+
+
+def task_named(name: str) -> Any:
+    """Return the module frisket.eval.<name>. Raises UserError for an unknown name."""
     if name not in TASKS:
         raise UserError(f"task '{name}' does not exist: {nearest(str(name), TASKS)}")
     return importlib.import_module(f"frisket.eval.{name}")

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Sequence
 
 from frisket import config as settings
-from frisket.cli.eval import task_module
+from frisket.cli.eval import Suite, task_module
 from frisket.cli.train import recipe_module
 from frisket.errors import UserError
 
@@ -30,6 +30,8 @@ def schema(files: Sequence[str], overrides: Sequence[str]) -> type:
     """Return the config dataclass that these sources fill."""
     if settings.peek(files, overrides, "recipe"):
         return recipe_module(files, overrides).Config
+    if settings.peek(files, overrides, "tasks"):
+        return Suite
     if settings.peek(files, overrides, "task"):
         return task_module(files, overrides).Config
     if settings.peek(files, overrides, "source"):

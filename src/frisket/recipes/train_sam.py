@@ -22,11 +22,13 @@ class StartConfig:
     From SAM's start, pixels attend to all prompt tokens alike, and finding out where a box lies takes hundreds of
     steps of all-background masks. position_scale < 1 widens the position code's kernel (SAM: Gaussian frequencies of
     deviation 1, a kernel 8 % of the image's side wide). attention_gain > 0 gives the decoder's pixel-to-token attention
-    equal query and key maps, that many times the usual size, so that a pixel begins by attending to prompts near it.
+    equal query and key maps, that many times the usual size, so that a pixel begins by attending to prompts near it;
+    token_gain > 0 does so for the first self-attention, whose tokens otherwise all begin as their common mean.
     """
 
     position_scale: float = 1.0
     attention_gain: float = 0.0
+    token_gain: float = 0.0
 
 
 @dataclass
@@ -61,9 +63,10 @@ class Module(Recipe):
 def begin(sam: Sam, start: StartConfig) -> Sam:
     """`sam`, its random weights changed in place as `start` says."""
     sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(start.position_scale)
-    if start.attention_gain:
-        for layer in sam.mask_decoder.transformer.layers:
-            attention = layer.cross_attn_image_to_token
-            attention.q_proj.weight.mul_(start.attention_gain)
+    layers = sam.mask_decoder.transformer.layers
+    tied = [(layer.cross_attn_image_to_token, start.attention_gain) for layer in layers]
+    for attention, gain in [*tied, (layers[0].self_attn, start.token_gain)]:
+        if gain:
+            attention.q_proj.weight.mul_(gain)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
     return sam
