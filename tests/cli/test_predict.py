@@ -83,7 +83,8 @@ def test_everything_found_nothing_is_a_sentence(
     assert json.loads(out.with_suffix(".json").read_text())["masks"] == []
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(photo)))
     said = capsys.readouterr().out
-    assert "no mask of 12 passed the filters (predicted IoU > 9, stability >= 0.95): lower" in said
+    assert "none of 12 masks passed the filters (predicted IoU > 9, of which the best had" in said
+    assert "and stability >= 0.95): lower everything.pred_iou_thresh" in said
 
 
 @pytest.mark.parametrize(

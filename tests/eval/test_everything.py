@@ -25,7 +25,7 @@ def answer(rles: list[dict], iou: list[float] | None = None) -> Everything:
     size = tuple(rles[0]["size"]) if rles else (1, 1)
     scores = torch.tensor(iou) if iou else torch.ones(count)
     zeros = torch.zeros(count, 4)
-    return Everything(rles, zeros, torch.zeros(count), scores, torch.ones(count), zeros[:, :2], zeros, size, count)
+    return Everything(rles, zeros, torch.zeros(count), scores, torch.ones(count), zeros[:, :2], zeros, size, count, 1.0)
 
 
 @pytest.fixture

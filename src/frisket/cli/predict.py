@@ -126,9 +126,9 @@ def _everything(predictor: Predictor, settings: PredictConfig, out: Path) -> lis
         return [f"{len(found)} masks kept of {found.asked}"]
     made = settings.everything
     return [
-        f"no mask of {found.asked} passed the filters (predicted IoU > {made.pred_iou_thresh:g}, stability >= "
-        f"{made.stability_score_thresh:g}): lower everything.pred_iou_thresh or everything.stability_score_thresh, or "
-        "ask a model that is trained further"
+        f"none of {found.asked} masks passed the filters (predicted IoU > {made.pred_iou_thresh:g}, of which the best "
+        f"had {found.highest:.2f}, and stability >= {made.stability_score_thresh:g}): lower everything.pred_iou_thresh "
+        "or everything.stability_score_thresh, or ask a model that is trained further"
     ]
 
 

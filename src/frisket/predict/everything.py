@@ -11,6 +11,7 @@ Ours    Stability and boxes are told from low-resolution logits (frisket.kernels
         plain generator, which enlarges every mask. An empty mask is never kept, and nothing found is no error.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,7 +75,7 @@ class Candidates:
 
     points (N, 2): the click of each, that picture's pixels; logits (N, G, G) on the grid of its padded input; iou (N,):
     predicted; stability (N,); boxes: long (N, 4), first and last column and row, (x0, y0, x1, y1); asked: how many
-    masks there were before the filters.
+    masks there were before the filters, highest: the best predicted IoU among those.
     """
 
     points: Tensor
@@ -83,6 +84,7 @@ class Candidates:
     stability: Tensor
     boxes: Tensor
     asked: int
+    highest: float
 
     def __len__(self) -> int:
         return len(self.iou)
@@ -90,14 +92,15 @@ class Candidates:
     def __getitem__(self, chosen: Tensor) -> "Candidates":
         """Those of bool or long `chosen`."""
         parts = (self.points, self.logits, self.iou, self.stability, self.boxes)
-        return Candidates(*(part[chosen] for part in parts), asked=self.asked)
+        return Candidates(*(part[chosen] for part in parts), asked=self.asked, highest=self.highest)
 
     @staticmethod
     def join(parts: list["Candidates"]) -> "Candidates":
         """One after the other; at least one."""
         names = ("points", "logits", "iou", "stability", "boxes")
         joined = [torch.cat([getattr(part, name) for part in parts]) for name in names]
-        return Candidates(*joined, asked=sum(part.asked for part in parts))
+        asked, highest = sum(part.asked for part in parts), max(part.highest for part in parts)
+        return Candidates(*joined, asked=asked, highest=highest)
 
 
 @dataclass
@@ -106,7 +109,7 @@ class Everything:
 
     rles: COCO RLE; boxes: float (N, 4) xyxy, ending after the last pixel; areas: long (N,); iou, stability (N,);
     points (N, 2); crops: long (N, 4) xyxy, where the photograph was cut; size: its (h, w); asked: masks before the
-    filters. All on the CPU, in original pixels.
+    filters, highest: the best predicted IoU among those. All on the CPU, in original pixels.
     """
 
     rles: list[dict[str, Any]]
@@ -118,6 +121,7 @@ class Everything:
     crops: Tensor
     size: tuple[int, int]
     asked: int
+    highest: float
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -194,7 +198,8 @@ def sift(points: Tensor, prediction: Prediction, frame: Frame, config: Everythin
     kept = found.kept & (found.area > 0)
     index = index[kept]
     clicks = points.to(index.device)[index // count]
-    return Candidates(clicks, logits[index], iou[index], found.stability[kept], found.boxes[kept], asked=len(iou))
+    best = float(iou.max()) if len(iou) else -math.inf
+    return Candidates(clicks, logits[index], iou[index], found.stability[kept], found.boxes[kept], len(iou), best)
 
 
 def survivors(predictor: Predictor, config: EverythingConfig, crop: Crop | None = None) -> Candidates:
@@ -256,6 +261,7 @@ def _of(predictor: Predictor, config: EverythingConfig, crop: Crop) -> Everythin
         torch.tensor([[crop.x0, crop.y0, crop.x1, crop.y1]]).expand(len(found), 4),
         crop.whole,
         found.asked,
+        found.highest,
     )
 
 
@@ -264,9 +270,9 @@ TENSORS = ("boxes", "areas", "iou", "stability", "points", "crops")
 
 def _join(parts: list[Everything], size: tuple[int, int]) -> Everything:
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
-    return Everything(
-        [one for part in parts for one in part.rles], **joined, size=size, asked=sum(p.asked for p in parts)
-    )
+    asked, highest = sum(part.asked for part in parts), max(part.highest for part in parts)
+    rles = [one for part in parts for one in part.rles]
+    return Everything(rles, **joined, size=size, asked=asked, highest=highest)
 
 
 def _pick(found: Everything, chosen: Tensor) -> Everything:
