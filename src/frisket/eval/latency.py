@@ -18,7 +18,7 @@ Method  Our choice, after what papers leave out: batch 1; warm-up; CUDA events a
         the eager fp32 one; when it does not, it gets no times.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,16 +41,18 @@ COMPILE = ("", "default", "reduce-overhead", "max-autotune")
 class Config(TaskConfig):
     """What to measure; see the top of this file.
 
-    data: prepared shards, a folder of pictures or one picture (empty: seeded noise); inputs: how many distinct ones
-    rotate. precision: fp32, bf16, fp16 of encoder and decoder; compile: torch.compile's mode for the encoder, empty for
-    eager; tf32: allow it. threads: of a CPU. warmup, repeats (timed calls of each part, over all rounds) and calls
-    (under one clock, in the sweep): 50, 200, 100 on a GPU and 2, 30, 3 on a CPU when unset. rounds: models' turns.
+    data: photographs (any annotated set with its images and split, a folder of pictures, one picture; empty: seeded
+    noise); inputs: how many distinct ones rotate, at most `limit`. pictures and workers do not apply.
+    precision: fp32, bf16, fp16 of encoder and decoder; compile: torch.compile's mode for the encoder, empty for eager;
+    tf32: allow it. threads: of a CPU. warmup, repeats (timed calls of each part, over all rounds) and calls (under one
+    clock, in the sweep): 50, 200, 100 on a GPU and 2, 30, 3 on a CPU when unset. rounds: models' turns.
     everything: timed calls of the generator (0: none); generator: its settings. batches: of the sweep (empty: none).
     memory: measure it, in a fresh process. agreement: least mean mask IoU with eager fp32.
     """
 
     devices: str = "1"
-    pictures: int = 0
+    images: str = ""
+    split: str = "val"
     parts: list[str] = field(default_factory=lambda: list(PARTS))
     precision: str = "fp32"
     compile: str = ""
@@ -81,9 +83,11 @@ class Task(BaseTask):
     """Items are `Plan`s, so models take turns. A row holds one measurement; times are in ms."""
 
     def __init__(self, config: Config, image_size: int) -> None:
-        super().__init__(config, image_size)
+        # limit counts photographs, not measurements, and a picture would be drawn by measuring again
+        super().__init__(replace(config, limit=None, pictures=0), image_size)
         self.settings = checked(config)
-        self.pixels = photographs(config.data, config.inputs, config.seed)
+        inputs = min(config.inputs, config.limit or config.inputs)
+        self.pixels = photographs(config.data, inputs, config.seed, images=config.images, split=config.split)
         self.photos: dict[torch.device, list[Photo]] = {}
         self.subjects: dict[int, Subject] = {}
 
@@ -281,8 +285,6 @@ def checked(config: Config) -> Config:
         raise UserError(f"latency: batches={config.batches} must all be 1 or more")
     if str(config.devices) != "1" or config.num_nodes != 1:
         raise UserError("latency is measured on one device: leave devices and num_nodes at 1 (one task under Slurm)")
-    if config.workers or config.limit or config.pictures:
-        raise UserError("latency has no workers, limit or pictures: they would disturb the clock; use parts=… rounds=…")
     return config
 
 

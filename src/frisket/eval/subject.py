@@ -18,9 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frisket.data.sa1b import decode_jpeg
-from frisket.data.shards import IndexedShards, expand
-from frisket.errors import UserError
+from frisket.data.annotated import open_annotated
 from frisket.eval.cost import reduced
 from frisket.geometry import Frame, mask_iou, resize_image, upscale_logits
 from frisket.models.sam import Sam
@@ -177,25 +175,23 @@ class Subject:
 # ---------------------------------------------------------------- inputs
 
 
-def photographs(data: str, number: int, seed: int) -> list[np.ndarray]:
+def photographs(data: str, number: int, seed: int, *, images: str = "", split: str = "val") -> list[np.ndarray]:
     """`number` photographs, uint8 (H, W, 3), spread over `data` (fewer when it holds fewer); noise when it is empty.
 
-    data: prepared shards (folder, glob or braces), a folder of pictures, or one picture. Raises UserError.
+    data: one picture, a folder of pictures, or any annotated set (shards, COCO or LVIS JSON with `images`, a BSDS500
+    folder with `split`). Raises UserError.
     """
     if not data:
         random = np.random.default_rng(seed)
         return [random.integers(0, 256, (*NOISE, 3), dtype=np.uint8) for _ in range(number)]
     path = Path(data)
-    files = [path] if path.is_file() and path.suffix.lower() in PICTURES else []
+    files = [path] if path.suffix.lower() in PICTURES else []
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-        if not files and not any(path.glob("*.tar")):
-            raise UserError(f"data={data} holds neither pictures nor shards (*.tar): name another folder, or leave it")
     if files:
         return [read_image(files[i]) for i in spread(len(files), number)]
-    shards = IndexedShards(expand(data))
-    raws = (shards[i] for i in spread(len(shards), number))
-    return [decode_jpeg(raw["jpg"], where=raw["__key__"]).permute(1, 2, 0).contiguous().numpy() for raw in raws]
+    found = open_annotated(data, images or None, split)
+    return [found[i].image for i in spread(len(found), number)]
 
 
 def spread(total: int, number: int) -> list[int]:
