@@ -19,7 +19,7 @@ from frisket.bench.harness import Case, Row, Setting, at_least, at_most
 from frisket.geometry import Frame, boxes_of_masks, upscale_logits
 from frisket.kernels.nms import nms
 from frisket.kernels.upscaled import encode
-from frisket.predict.everything import EverythingConfig, sift
+from frisket.predict.everything import Candidates, EverythingConfig, sift
 from frisket.sample import Prediction
 
 AT_ONCE = 8  # full-size masks the baseline holds: 27 MB each
@@ -63,7 +63,7 @@ def ours(
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """The same by `frisket.predict.everything`."""
     found = sift(points, prediction, frame, config)
-    found = found[nms(found.boxes, found.iou, config.box_nms_thresh)]
+    found = Candidates.pick([found], nms(found.boxes, found.iou, config.box_nms_thresh))
     return found.iou, encode(found.logits, frame)
 
 

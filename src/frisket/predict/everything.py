@@ -89,18 +89,21 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.iou)
 
-    def __getitem__(self, chosen: Tensor) -> "Candidates":
-        """Those of bool or long `chosen`."""
-        parts = (self.points, self.logits, self.iou, self.stability, self.boxes)
-        return Candidates(*(part[chosen] for part in parts), asked=self.asked, highest=self.highest)
-
     @staticmethod
-    def join(parts: list["Candidates"]) -> "Candidates":
-        """One after the other; at least one."""
-        names = ("points", "logits", "iou", "stability", "boxes")
-        joined = [torch.cat([getattr(part, name) for part in parts]) for name in names]
+    def pick(parts: list["Candidates"], chosen: Tensor) -> "Candidates":
+        """Those of long `chosen` (K,), counted through all `parts` (at least one), which are not joined on the way:
+        the logits of a dense grid take gigabytes."""
+        ends = torch.tensor([len(part) for part in parts], device=chosen.device).cumsum(0)
+        owner = torch.bucketize(chosen, ends, right=True)
+        picked = {}
+        for name in ("points", "logits", "iou", "stability", "boxes"):
+            first = getattr(parts[0], name)
+            picked[name] = first.new_empty(len(chosen), *first.shape[1:])
+            for number, part in enumerate(parts):
+                mine = owner == number
+                picked[name][mine] = getattr(part, name)[chosen[mine] - (ends[number] - len(part))]
         asked, highest = sum(part.asked for part in parts), max(part.highest for part in parts)
-        return Candidates(*joined, asked=asked, highest=highest)
+        return Candidates(**picked, asked=asked, highest=highest)
 
 
 @dataclass
@@ -210,10 +213,11 @@ def survivors(predictor: Predictor, config: EverythingConfig, crop: Crop | None 
     parts = list(STRATEGIES[config.strategy](predictor, config))
     if not parts:
         raise AssertionError(f"strategy '{config.strategy}' asked about nothing")
-    found = Candidates.join(parts)
+    boxes, iou = torch.cat([part.boxes for part in parts]), torch.cat([part.iou for part in parts])
+    index = torch.arange(len(iou), device=iou.device)
     if crop is not None:
-        found = found[~near_inner_edge(found.boxes, crop)]
-    return found[nms(found.boxes, found.iou, config.box_nms_thresh)]
+        index = index[~near_inner_edge(boxes, crop)]
+    return Candidates.pick(parts, index[nms(boxes[index], iou[index], config.box_nms_thresh)])
 
 
 @torch.inference_mode()
