@@ -169,10 +169,10 @@ def test_numbers_are_shown_as_people_quote_them(put: Put) -> None:
                                                  "some_new/thing": 0.25}}))  # fmt: skip
     edges = put("edges", evaluation("edges", {"a": {"ods": 0.7684, "ap": 0.5}}))
     _, tables = made(miou, edges)
-    rows = tables["Boxes and clicks: Protocol of this run, sets/val"]
+    rows = tables["Boxes and clicks: Boxes and clicks, sets/val"]
     assert rows[1] == ["Model", "input px", "params, M", "mIoU %", "thing", "masks"]
     assert row(rows, "a") == ["a", "128", "6.65", "51.2", "0.25", "1,234"]
-    assert row(tables["Edges: Protocol of this run, sets/val"], "a")[3:] == ["0.768", "0.500"]
+    assert row(tables["Edges: Edges, sets/val"], "a")[3:] == ["0.768", "0.500"]
     assert row(tables["All numbers of miou"], "some_new/thing") == ["some_new/thing", "0.25"]
 
 

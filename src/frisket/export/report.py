@@ -79,7 +79,7 @@ def page(evaluations: list[Evaluation], trainings: list[Training], *, title: str
             entry.evaluation.digest(entry.label) or entry.label
             for board in found
             for entry in board.entries
-            if entry.evaluation.parameters(entry.label) is not None or not entry.evaluation.report.get("parameters")
+            if entry.evaluation.parameters(entry.label) is not None or "parameters" not in entry.evaluation.report
         }
     )
     said = (
@@ -201,7 +201,7 @@ def task_section(task: str, found: list[Board]) -> Html:
 
 def board_section(board: Board) -> Html:
     """One board: its protocol, table, curves and all its numbers."""
-    title = board.preset or ("Protocol of this run" if board.task != "latency" else board.note)
+    title = board.note if board.task == "latency" else board.preset or heading(board.task)
     where = tag("span", " on ", tag("code", board.data)) if board.data else None
     facts = f" ({board.note})" if board.note and board.task != "latency" else ""
     cols = columns(board.task, [entry.numbers for entry in board.entries])
@@ -226,8 +226,9 @@ def table_of(board: Board, cols: Sequence[Column], title: str) -> Html:
     tops = {col.key: best_of(col, board.entries) for col in cols}
     for entry in board.entries:
         size = entry.evaluation.parameters(entry.label)
+        modelless = size is None and "parameters" in entry.evaluation.report
         cells = [
-            cell(side, scalar(entry.evaluation.report.get("image_size"))),
+            cell(side, None if modelless else scalar(entry.evaluation.report.get("image_size"))),
             cell(weight, None if size is None else size / 1e6),
         ]
         for col in cols:

@@ -51,6 +51,7 @@ MEASURES = {
     **{"best_images_per_second": "images/s", "images_per_second": "images/s", "parameters_m": "params, M"},
 }
 PARTS = {
+    **{"ods": "at ODS", "ois": "at OIS"},
     **{"box": "1 box", "point": "1 click", "points64": "64 clicks", "post": "upscaling", "end_to_end": "end to end"},
     **{"macs": "GMAC", "memory": "MiB", "agreement": "agrees with fp32", "gpu": "RTX 2080 Ti", "phone": "iPhone 14"},
     **{
