@@ -213,7 +213,10 @@ def note(evaluation: Evaluation) -> str:
     """What else must be equal: a limit on the photographs, and for times the hardware."""
     settings, here = evaluation.settings, evaluation.environment
     words = [f"first {settings['limit']} only"] if settings.get("limit") else []
-    words += [f"split {settings['split']}"] if settings.get("split") else []
+    if settings.get("split") and (
+        evaluation.task == "edges" or "bsds" in str(evaluation.report.get("protocol")).lower()
+    ):
+        words.append(f"split {settings['split']}")
     if evaluation.task == "latency":
         threads = settings.get("threads", here.get("threads"))
         words.append(str(here["gpu"]) if here.get("gpu") else f"{here.get('cpu', 'unknown CPU')}, {threads} thread(s)")
