@@ -1,5 +1,6 @@
 """Whole files or none: after an error, a kill -9 or a full disk, the final name never holds half a file."""
 
+import json
 import os
 import signal
 import subprocess
@@ -55,6 +56,16 @@ def test_json_is_readable_and_ends_with_a_newline(tmp_path: Path) -> None:
     text = (tmp_path / "a.json").read_text()
     assert text.index('"b"') < text.index('"a"')
     assert text.endswith("}\n")
+
+
+def test_json_stays_json_where_a_number_is_missing(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"ap": float("nan"), "curve": [0.5, float("inf")], "deep": {"x": (float("nan"),)}})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert found == {"ap": None, "curve": [0.5, None], "deep": {"x": [None]}}
 
 
 def test_kill_9_leaves_no_final_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ with atomic(path) as tmp:
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -80,5 +81,13 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON to `path` atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
+    """Write `value` as indented JSON to `path` atomically. NaN and infinity, which JSON has no word for, become null."""
+    write_text(path, json.dumps(_finite(value), indent=1, sort_keys=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
