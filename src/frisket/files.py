@@ -81,7 +81,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON to `path` atomically. NaN and infinity, which JSON has no word for, become null."""
+    """Write `value` as indented JSON to `path` atomically. NaN and infinity, no words of JSON, become null."""
     write_text(path, json.dumps(_finite(value), indent=1, sort_keys=False, allow_nan=False) + "\n")
 
 

@@ -7,9 +7,9 @@ Source: SAM App. A for the simulated annotator, SAM D.1 for the central point; w
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Generator, Tensor
 
+from frisket.kernels.distance import squared_depths
 from frisket.sample import BOTTOM_RIGHT, IGNORED, TOP_LEFT
 
 CELL = 4  # input pixels per grid cell, along each side
@@ -63,9 +63,8 @@ def central_points(masks: Tensor) -> Tensor:
 def central_pixels(masks: np.ndarray) -> np.ndarray:
     """The innermost pixel (x, y) of each mask, int64 (N, 2), in the frame of the bool masks (N, H, W).
 
-    First row-major maximum of the exact distance transform, the mask padded by one zero pixel, so that a
-    border-touching object is not clicked on the border (RITM's rule; our default protocol). An empty mask yields the
-    middle of the image.
+    First row-major maximum of the exact distance to the outside, to which the border belongs, so that a border-touching
+    object is not clicked on the border (RITM's rule; our default). An empty mask yields the middle of the image.
     """
     points = np.empty((len(masks), 2), dtype=np.int64)
     points[:] = (masks.shape[2] // 2, masks.shape[1] // 2)
@@ -78,13 +77,13 @@ def central_pixels(masks: np.ndarray) -> np.ndarray:
 
 
 def depths(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """How deep each pixel of a non-empty bool mask (H, W) lies in it, over its tight box: float (h, w), and x0, y0.
+    """How deep each pixel of a non-empty bool mask (H, W) lies in it, over its tight box: int32 (h, w), and x0, y0.
 
-    The exact Euclidean distance to the nearest pixel outside, the picture's border counting as outside.
+    The exact squared distance to the nearest pixel outside, the picture's border counting as outside.
     """
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))  # distances need only the tight box
     crop = mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-    return np.asarray(ndimage.distance_transform_edt(np.pad(crop, 1)))[1:-1, 1:-1], int(xs[0]), int(ys[0])
+    return squared_depths(crop), int(xs[0]), int(ys[0])
 
 
 def noised_boxes(

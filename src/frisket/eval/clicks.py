@@ -116,17 +116,17 @@ def clicker_click(
     return added[0], added[1], BACKGROUND
 
 
-def _deepest(mask: np.ndarray, clicked: Sequence[tuple[int, int]]) -> tuple[int, int, float]:
-    """(x, y, depth) of the first deepest pixel; (0, 0, 0.0) when there is none."""
+def _deepest(mask: np.ndarray, clicked: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
+    """(x, y, squared depth) of the first deepest pixel; (0, 0, 0) when there is none."""
     if not mask.any():
-        return 0, 0, 0.0
+        return 0, 0, 0
     distance, x0, y0 = depths(mask)
     for x, y in clicked:
         if 0 <= y - y0 < distance.shape[0] and 0 <= x - x0 < distance.shape[1]:
             distance[y - y0, x - x0] = 0
     y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    depth = float(distance[y, x])
-    return (int(x) + x0, int(y) + y0, depth) if depth else (0, 0, 0.0)
+    depth = int(distance[y, x])
+    return (int(x) + x0, int(y) + y0, depth) if depth else (0, 0, 0)
 
 
 def next_clicks(

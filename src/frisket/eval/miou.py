@@ -25,7 +25,7 @@ from frisket.eval.clicks import anywhere, first_clicks, grid_error_clicks, next_
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.protocols import Protocol, chosen
 from frisket.eval.task import BaseTask, Row, TaskConfig
-from frisket.geometry import Frame, mask_iou, upscale_logits
+from frisket.geometry import Frame, mask_areas, mask_iou, upscale_logits
 from frisket.models.sam import Sam
 from frisket.predict.picture import Panel, row
 from frisket.sample import FOREGROUND, Prompts
@@ -343,11 +343,10 @@ def score(p: Protocol, masks: Tensor, chunk: Chunk) -> Tensor:
     """IoU (n,) on the CPU as a protocol counts it."""
     truth = chunk.truth_of(p)
     if p.epsilon:
-        both, either = (masks & truth).flatten(1).sum(1).double(), (masks | truth).flatten(1).sum(1).double()
-        return (both / (either + p.epsilon)).cpu()
+        return (mask_areas(masks & truth).double() / (mask_areas(masks | truth) + p.epsilon)).cpu()
     iou = mask_iou(masks, truth)
     if p.round_trip:
-        iou = torch.where((masks | truth).flatten(1).any(1), iou, torch.nan)
+        iou = torch.where(mask_areas(masks | truth) > 0, iou, torch.nan)
     return iou.cpu()
 
 
