@@ -149,7 +149,7 @@ def test_environment(write, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.load(Schema, [path]).name == "/data/a-{000..003}.tar"
     monkeypatch.delenv("FRISKET_TEST_X")
     text = message([path])
-    assert "a.yaml" in text and "FRISKET_TEST_X" in text and "set that environment variable" in text
+    assert "a.yaml" in text and "FRISKET_TEST_X" in text and "give name=…" in text
 
 
 def test_an_overridden_environment_is_never_looked_up(write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,8 +136,14 @@ def _finish(merged: Any, where: str) -> Any:
     try:
         return OmegaConf.to_object(merged)  # resolves only now: an overridden ${oc.env:…} is never looked up
     except OmegaConfBaseException as error:
-        hint = ": set that environment variable" if "Environment variable" in str(error) else ""
-        raise UserError(f"{where}: {_line(error)}{_key(error)}{hint}") from error
+        unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+        if unset:
+            key = getattr(error, "full_key", None) or "the key"
+            mend = f"export {unset[1]}=… or give {key}=…"
+            raise UserError(
+                f"{where}: {key} names ${unset[1]}, an environment variable that is not set: {mend}"
+            ) from error
+        raise UserError(f"{where}: {_line(error)}{_key(error)}") from error
 
 
 def _unknown(schema: type, error: ConfigKeyError) -> str:

@@ -46,7 +46,7 @@ def test_a_small_run_from_yaml_and_overrides(tmp_path: Path, capsys: pytest.Capt
         (["source=sa1c"], "source"),
         (["task=4/4"], "0 <= k < n"),
         (["inputs=/nowhere/at/all", "source=bsds500"], "has no images/train"),
-        (["inputs=/nowhere/at/all.tar", "source=sa1b"], "does not exist"),
+        (["inputs=/nowhere/at/all.tar", "source=sa1b"], "there is no shard or folder"),
     ],
 )
 def test_mistakes_are_one_sentence_and_code_2(

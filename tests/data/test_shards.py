@@ -36,7 +36,7 @@ def test_expand_folder_glob_braces_and_lists(shards):
 def test_expand_says_what_is_missing(shards, pattern):
     folder = shards(2)
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no shard|does not exist|holds no"):
+    with pytest.raises(UserError, match=r"no shard|holds no"):
         expand(pattern.format(folder))
 
 

@@ -75,7 +75,7 @@ def _expand_one(part: str) -> list[Path | str]:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"shard '{missing[0]}'{more} does not exist: write it with `frisket prep` or correct the pattern"
+            f"there is no shard or folder '{missing[0]}'{more}: correct the name, or write shards with `frisket prep`"
         )
     return out
 
