@@ -104,6 +104,23 @@ def memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+class Line:
+    """A line of progress on `stream` (standard output): redrawn in place on a terminal, printed plainly elsewhere."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self.stream = stream or sys.stdout
+        self.live = bool(getattr(self.stream, "isatty", lambda: False)())
+
+    def show(self, text: str, keep: bool) -> None:
+        """Write `text`; on a terminal the next one takes its place unless `keep`."""
+        if self.live:
+            width = shutil.get_terminal_size().columns
+            self.stream.write("\r" + text[: width - 1].ljust(width - 1) + ("\n" if keep else ""))
+        else:
+            self.stream.write(text + "\n")
+        self.stream.flush()
+
+
 class Progress(L.Callback):
     """One line with step, loss, images/s, wait, memory and ETA: redrawn on a terminal, printed plainly elsewhere.
 
@@ -112,8 +129,7 @@ class Progress(L.Callback):
 
     def __init__(self, speed: Throughput, every: int, stream: Any = None) -> None:
         self.speed, self.every = speed, every
-        self.stream = stream or sys.stdout
-        self.live = bool(getattr(self.stream, "isatty", lambda: False)())
+        self._line = Line(stream)
         self._begin = (0, time.perf_counter())
         self._shown = -1
 
@@ -131,7 +147,7 @@ class Progress(L.Callback):
             self._shown = step
             loss = outputs["loss"] if isinstance(outputs, dict) else outputs
             # Lightning divides the loss it hands back by the number of accumulated batches
-            self._print(
+            self._line.show(
                 self.line(step, trainer.max_steps, float(loss) * trainer.accumulate_grad_batches),
                 step >= trainer.max_steps,
             )
@@ -142,7 +158,7 @@ class Progress(L.Callback):
         values = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         if trainer.is_global_zero and not trainer.sanity_checking and values:
             text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self._print(f"val  {trainer.global_step}/{trainer.max_steps}  {text}", True)
+            self._line.show(f"val  {trainer.global_step}/{trainer.max_steps}  {text}", True)
         self.speed.mark()
 
     def line(self, step: int, steps: int, loss: float) -> str:
@@ -156,13 +172,33 @@ class Progress(L.Callback):
             parts += [f"mem {v['memory_gib']:.1f} GiB"] + ([f"mfu {100 * v['mfu']:.0f}%"] if "mfu" in v else [])
         return "  ".join([*parts, f"eta {clock((steps - step) * per_step)}"])
 
-    def _print(self, text: str, keep: bool) -> None:
-        if self.live:
-            width = shutil.get_terminal_size().columns
-            self.stream.write("\r" + text[: width - 1].ljust(width - 1) + ("\n" if keep else ""))
-        else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
+
+class Judged(L.Callback):
+    """How much of an evaluation of `total` items is done, on rank 0 for all ranks: items, items a second, ETA.
+
+    A terminal sees every item, a log file a line every `seconds`; a shorter pass prints nothing there.
+    """
+
+    def __init__(self, total: int, *, seconds: float = 30.0, stream: Any = None) -> None:
+        self.total, self.seconds = total, seconds
+        self._line = Line(stream)
+        self._begin = self._shown = 0.0
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count time from here."""
+        self._begin = self._shown = time.perf_counter()
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Print when it is time."""
+        now, done = time.perf_counter(), min((batch_idx + 1) * trainer.world_size, self.total)
+        if trainer.is_global_zero and (self._line.live or now - self._shown >= self.seconds):
+            self._shown = now
+            each = (now - self._begin) / done
+            speed = f"{1 / each:.2f} a second" if each < 1 else f"{each:.1f} s each"
+            left = clock((self.total - done) * each)
+            self._line.show(f"judged {done}/{self.total}  {speed}  eta {left}", done == self.total)
 
 
 def clock(seconds: float) -> str:

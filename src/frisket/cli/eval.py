@@ -16,7 +16,8 @@ from typing import Any
 
 from frisket import checkpoint, config
 from frisket.bench.environment import environment
-from frisket.engine.judge import Verdict, judge
+from frisket.callbacks import Judged
+from frisket.engine.judge import Items, Verdict, judge
 from frisket.engine.rundir import RunDir, wandb_log
 from frisket.engine.strategy import place, quiet
 from frisket.errors import UserError, nearest
@@ -103,7 +104,7 @@ def evaluate(kind: type[BaseTask], settings: TaskConfig) -> dict[str, Any] | Non
         raise UserError("eval needs checkpoint=…: a run folder, a checkpoint file or a model name (several as [a,b])")
     models = load_all(settings.checkpoint)
     task = kind(settings, input_side(settings, models))
-    verdict = judge(task, models, where, workers=settings.workers)
+    verdict = judge(task, models, where, workers=settings.workers, callbacks=[Judged(len(Items(task)))])
     if verdict is None:
         return None
     report = write(task, models, verdict)

@@ -7,7 +7,7 @@ do not depend on the number of ranks. Pictures of the best and worst items are d
 judging those few once more. Our choice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,14 +134,22 @@ def kept(row: Row) -> Row:
     return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
-def judge(task: BaseTask, models: dict[str, Sam], where: dict[str, Any], *, workers: int = 0) -> Verdict | None:
+def judge(
+    task: BaseTask,
+    models: dict[str, Sam],
+    where: dict[str, Any],
+    *,
+    workers: int = 0,
+    callbacks: Sequence[L.Callback] = (),
+) -> Verdict | None:
     """Run `task` for every model. `where`: the Trainer's place, see frisket.engine.strategy. None except on rank 0.
 
     Raises UserError for a bad item (the first one met) and when there is nothing to judge.
     """
-    module = Judge(task, models)
+    module, items = Judge(task, models), Items(task)
     trainer = L.Trainer(
         **where,
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -149,7 +157,6 @@ def judge(task: BaseTask, models: dict[str, Sam], where: dict[str, Any], *, work
         use_distributed_sampler=False,
         inference_mode=True,
     )
-    items = Items(task)
     # with DDP the Trainer starts the other ranks itself, so the rank is known only when it asks for the loader
     module.test_dataloader = lambda: DataLoader(  # type: ignore[method-assign]
         items,
