@@ -2,7 +2,7 @@
 
     frisket bench rows=[everything_filters]
 
-64 masks of a photograph of 1500 x 2250 px (a third of a batch of 64 points): ragged blobs around clicks, of three sizes
+66 masks of a photograph of 1500 x 2250 px (a third of a batch of 64 points): ragged blobs around clicks, of three sizes
 and many slopes. The baseline is the plain generator: enlarge every mask that passes predicted IoU, count stability,
 take boxes, encode with pycocotools, NMS. Ours must keep the same masks in the same order.
 """
