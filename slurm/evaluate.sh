@@ -1,7 +1,7 @@
 #!/bin/bash
-# Judge a checkpoint: frisket eval on one GPU.
-#   sbatch slurm/evaluate.sh [YAML …] [key=value …]        FRISKET_ON=a100 adds that preset
-#   LOCAL=1 bash slurm/evaluate.sh                         the same run here, without Slurm
+# Judge checkpoints: frisket eval, on one GPU or on as many as sbatch is told to take (--nodes, --ntasks-per-node, --gres).
+#   sbatch slurm/evaluate.sh [YAML] [key=value …]          without a YAML: configs/eval_miou.yaml
+#   LOCAL=1 bash slurm/evaluate.sh configs/eval_all.yaml … the same run here, without Slurm
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -12,4 +12,5 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 source "${SLURM_SUBMIT_DIR:-$PWD}/slurm/env.sh"
-launch frisket eval configs/eval_miou.yaml "$@"
+[[ "${1:-}" == *.yaml ]] || set -- configs/eval_miou.yaml "$@" # another task's YAML stands for itself
+launch frisket eval "$@"

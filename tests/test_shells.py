@@ -141,3 +141,14 @@ def test_lvis_counts_and_looks_for_every_photograph(tmp_path: Path) -> None:
     touch(root / "train2017", "000000000001.jpg", "000000000003.jpg")
     code, said = checked("lvis.sh", root)
     assert code == 0 and f"data={notes} images={root}" in said
+
+
+def test_evaluate_takes_another_tasks_yaml_alone(tmp_path):
+    spy = tmp_path / "frisket"
+    spy.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    spy.chmod(0o755)
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "LOCAL": "1"}
+    words = ["bash", "slurm/evaluate.sh", "configs/eval_edges.yaml", "maps=sobel"]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["eval", "configs/eval_edges.yaml", "maps=sobel"], done.stderr

@@ -34,6 +34,7 @@ def wait(what: str, ready: Callable[[], bool], log: Path, seconds: float = 120) 
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("slurm")
 def test_distill_is_requeued_resumes_and_feeds_the_decoder(slurm, tiny_teacher, tmp_path):
     data, val = toy_shards(tmp_path / "data", 30), toy_shards(tmp_path / "val", 4, "val")
     overlay = tmp_path / "tiny.yaml"

@@ -138,7 +138,7 @@ class Task(BaseTask):
         """{"ar1000": …, "ar1000_s": …, "miou": …, "masks": per photograph, "images": n, "objects": n}."""
         recall = average_recall(add(row["tally"] for row in rows))
         numbers = {f"ar{self.most}" + ("" if name == "all" else f"_{name}"): v for name, v in recall.items()}
-        metric = MaskIoU()
+        metric = MaskIoU(gathered=True)
         for row in rows:
             metric.update(torch.from_numpy(row["best"]), torch.from_numpy(row["areas"]))
         means = metric.compute()

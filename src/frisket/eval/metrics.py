@@ -14,13 +14,14 @@ class MaskIoU(Metric):
     """Mean IoU over masks (not images), and over small, medium and large ones by area in original pixels.
 
     The sums are exact in float64 and add over ranks, so one GPU and eight give the same number. `shared_borders`: an
-    object of exactly 32² or 96² counts on both sides of the limit (EfficientViT-SAM), else it is medium.
+    object of exactly 32² or 96² counts on both sides of the limit (EfficientViT-SAM), else it is medium. `gathered`:
+    one rank computes alone, from what all ranks found; it must not wait for the others.
     """
 
     full_state_update = False
 
-    def __init__(self, *, shared_borders: bool = False) -> None:
-        super().__init__()
+    def __init__(self, *, shared_borders: bool = False, gathered: bool = False) -> None:
+        super().__init__(sync_on_compute=not gathered)
         self.shared_borders = shared_borders
         self.add_state("total", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")

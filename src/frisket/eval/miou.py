@@ -210,7 +210,7 @@ class Task(BaseTask):
             prefix = f"{p.name}/" if len(self.protocols) > 1 else ""
             means: dict[str, dict[str, float]] = {}
             for kind in rows[0]["iou"][p.name]:
-                metric = MaskIoU(shared_borders=p.shared_borders)
+                metric = MaskIoU(shared_borders=p.shared_borders, gathered=True)
                 for one in rows:
                     iou, areas = one["iou"][p.name][kind], one["areas"][p.name]
                     real = iou.isfinite()  # EdgeSAM drops an object that neither side has a pixel of
