@@ -2,8 +2,6 @@
 #   LOCAL=1 make distill-lightening      runs here, without Slurm
 #   make distill-lightening ARGS="optim.lr=1e-4 name=try2"
 SHELL := /bin/bash
-# OpenMP threads that wait asleep: on busy cores spinning ones make two threads far slower than one.
-export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin

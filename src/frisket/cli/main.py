@@ -31,6 +31,8 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never raises UserError: that is printed here."""
+    # before numpy and torch come: OpenMP threads that wait spinning make two threads on busy cores slower than one
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
