@@ -49,6 +49,9 @@ def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *
     optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=config.lr, betas=tuple(config.betas), fused=True
     )
+    # A fused AdamW offers to unscale fp16 gradients itself, and Lightning then refuses to clip them, in bf16 too, where
+    # nothing is scaled. Without the offer they are unscaled before clipping, as for any other optimizer.
+    optimizer._step_supports_amp_scaling = False
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: ratio(step, config, steps=steps))
 
 

@@ -1,14 +1,14 @@
-"""Leave when asked (Slurm's SIGUSR1 warning, SIGTERM): at a step all ranks agree on, with a checkpoint, exit code 75.
+"""Leave when asked (Slurm's warning, SIGTERM, Ctrl-C): at a step all ranks agree on, with a checkpoint, exit code 75.
 
     preempt = Preempt(run.checkpoints)
     trainer = L.Trainer(callbacks=[…, preempt], plugins=[SLURMEnvironment(auto_requeue=False)])
     trainer.fit(…)
-    if preempt.left: close the loggers; exit with EXIT_PREEMPTED       # slurm/env.sh requeues on 75
+    if preempt.left: close the loggers; exit with exit_code()          # slurm/env.sh requeues on 75
 
 Our choice over Lightning's auto_requeue (see `frisket.engine.signals`). Ranks receive a signal at different moments,
 and a collective save from only some of them would hang; so the flag is reduced by MAX at every step's end, and all
 ranks save and stop at the same step. The exit code, not `scontrol` in Python, asks for the requeue: that works in
-containers too.
+containers too. After Ctrl-C it is 130: whoever pressed it wants no requeue.
 """
 
 from pathlib import Path
@@ -18,9 +18,14 @@ import lightning as L
 import torch
 
 from frisket.engine import signals
-from frisket.engine.save import PREEMPT, StepEnd, pending_validation, save, validation_due
+from frisket.engine.save import PREEMPT, StepEnd, save
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
+
+
+def exit_code() -> int:
+    """The code of a run that was asked to stop."""
+    return signals.EXIT_INTERRUPTED if signals.interrupted() else EXIT_PREEMPTED
 
 
 class Stopped(Exception):
@@ -34,7 +39,6 @@ class Preempt(StepEnd):
         super().__init__()
         self.folder = folder
         self.left: int | None = None
-        self._due = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the handlers back: Lightning has just put its own in front of ours."""
@@ -44,7 +48,7 @@ class Preempt(StepEnd):
         """Save and stop, once this step is complete and anyone was asked. The run's very last step just finishes."""
         if not self.stepped(trainer) or trainer.global_step >= trainer.max_steps or not self._agreed(trainer):
             return
-        self._save(trainer, due=validation_due(trainer))
+        self._save(trainer)
         trainer.should_stop = True
         trainer.limit_val_batches = 0  # Lightning validates once more on should_stop: there is no time for it
 
@@ -52,18 +56,11 @@ class Preempt(StepEnd):
         """The same inside validation, which is then run from its start after the resume."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not self._agreed(trainer):
             return
-        self._save(trainer, due=True)
+        self._save(trainer)
         raise Stopped
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark the validation of this step as still to do."""
-        if self._due:
-            pending_validation(checkpoint["loops"])
-
-    def _save(self, trainer: L.Trainer, due: bool) -> None:
-        self._due = due
+    def _save(self, trainer: L.Trainer) -> None:
         save(trainer, self.folder / PREEMPT)
-        self._due = False
         self.left = trainer.global_step
 
     def _agreed(self, trainer: L.Trainer) -> bool:

@@ -4,7 +4,8 @@
 
 Our choice over Lightning's ModelCheckpoint, which renames to `-v1` when a name exists and may then resume the older.
 Also mends one gap of Lightning 2.6: a checkpoint taken at a step where validation is due, but before it ran, resumes
-*without* that validation. `pending_validation` rewrites the loop counters so that it is run.
+*without* that validation. Ours are all taken before it, so KeepLast, on a resume, rewrites the loop counters to run it.
+Whether it is due is asked then, of the settings of the resumed run: a raised max_steps may have moved it.
 """
 
 import os
@@ -67,22 +68,22 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def validation_due(trainer: L.Trainer) -> bool:
-    """Whether Lightning will validate at the end of the current training batch."""
-    every = trainer.val_check_batch
-    done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-    return bool(trainer.enable_validation and every and every != float("inf") and done % int(every) == 0)
+def validation_due(trainer: L.Trainer, loops: dict[str, Any]) -> bool:
+    """Whether `trainer` would validate at the batch that a checkpoint's loop counters ended with."""
+    done = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    return bool(trainer.enable_validation and done and done % int(trainer.val_check_interval) == 0)
 
 
-def pending_validation(loops: dict[str, Any]) -> None:
-    """Rewrite a checkpoint's loop counters to "batch complete, validation about to begin" (in place)."""
+def begin_after(loops: dict[str, Any], *, validate: bool) -> None:
+    """Rewrite a checkpoint's loop counters (in place) to "batch done, validation about to begin" or "…, none due"."""
     train = loops["fit_loop"]["epoch_loop.batch_progress"]
     for part in ("total", "current"):
-        train[part]["completed"] = train[part]["processed"]
+        # one batch processed and not completed is what Lightning reads as "stopped at the batch's end"
+        train[part]["completed"] = train[part]["processed"] - (not validate)
     validation = loops["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     done = validation["total"]["completed"]
-    # one batch started and not processed is what Lightning reads as "stopped inside validation"
-    validation["total"].update(ready=done + 1, started=done + 1, processed=done, completed=done)
+    # and one validation batch started and not processed as "stopped inside validation"
+    validation["total"].update(ready=done + validate, started=done + validate, processed=done, completed=done)
     validation["current"].update(ready=0, started=0, processed=0, completed=0)
     validation["is_last_batch"] = False
 
@@ -110,25 +111,19 @@ class KeepLast(StepEnd):
     def __init__(self, folder: Path, every: int, wrote: Callable[[int], None] | None = None) -> None:
         super().__init__()
         self.folder, self.every, self.wrote = folder, every, wrote
-        self._due = False
-        self._saved = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when the step is due, before any validation of that step."""
         step = trainer.global_step
         if not self.stepped(trainer) or not (step % self.every == 0 or step >= trainer.max_steps):
             return
-        self._due = validation_due(trainer)
         save(trainer, self.folder / LAST)
-        self._due = False
-        self._saved = step
         if trainer.is_global_zero:
             preempted = self.folder / PREEMPT
             shutil.rmtree(preempted) if preempted.is_dir() else preempted.unlink(missing_ok=True)
             if self.wrote:
                 self.wrote(step)
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark the validation of this step as still to do."""
-        if self._due:
-            pending_validation(checkpoint["loops"])
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Resume with the validation of the checkpoint's last step, where it is due."""
+        begin_after(checkpoint["loops"], validate=validation_due(trainer, checkpoint["loops"]))
