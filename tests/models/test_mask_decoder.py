@@ -17,8 +17,8 @@ def inputs(n: int, tokens: int = 3) -> dict[str, torch.Tensor]:
     return {
         "image_embeddings": torch.randn(1, 256, 6, 4),
         "image_pe": torch.randn(1, 256, 6, 4),
-        "sparse": torch.randn(n, tokens, 256),
-        "dense": torch.randn(n, 256, 6, 4),
+        "sparse_prompt_embeddings": torch.randn(n, tokens, 256),
+        "dense_prompt_embeddings": torch.randn(n, 256, 6, 4),
     }
 
 
@@ -57,7 +57,10 @@ def test_ignored_tokens_are_not_there(decoder: MaskDecoder) -> None:
     given = inputs(2, tokens=4)
     ignored = torch.tensor([[False, True, False, True], [False, False, False, False]])
     logits, iou = decoder(**given, multimask_output=True, ignored=ignored)
-    fewer = {**given, "sparse": given["sparse"][:1, ::2], "dense": given["dense"][:1]}
+    fewer = given | {
+        "sparse_prompt_embeddings": given["sparse_prompt_embeddings"][:1, ::2],
+        "dense_prompt_embeddings": given["dense_prompt_embeddings"][:1],
+    }
     logits_fewer, iou_fewer = decoder(**fewer, multimask_output=True)
     assert (logits[:1] - logits_fewer).abs().max() < 1e-5
     assert (iou[:1] - iou_fewer).abs().max() < 1e-5

@@ -141,6 +141,27 @@ def test_same_masks_and_ious(tiny: Callable[..., Sam], kind: str, multimask: boo
 
 
 @torch.no_grad()
+def test_the_decoder_takes_segment_anythings_keywords(tiny: Callable[..., Sam]) -> None:
+    """One image, several prompts, as segment_anything's predictor calls it; a dense map of one serves all."""
+    sam = tiny(128)
+    embeddings = sam.image_encoder(torch.randn(1, 3, 128, 128))
+    prompts = Prompts(torch.rand(3, 1, 2) * 128, torch.ones(3, 1, dtype=torch.long))
+    sparse, dense = sam.prompt_encoder(points=(prompts.points, prompts.labels), boxes=None, masks=None)
+    ours = sam.decode(embeddings, torch.zeros(3, dtype=torch.long), prompts, multimask=True)
+    for one in (dense, dense[:1]):
+        logits, iou = sam.mask_decoder(
+            image_embeddings=embeddings,
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=one,
+            multimask_output=True,
+        )
+        assert logits.shape[:2] == (3, 3)
+        assert difference(logits, ours.logits) <= 1e-5
+        assert difference(iou, ours.iou) <= 1e-5
+
+
+@torch.no_grad()
 def test_many_prompts_of_one_image(tiny: Callable[..., Sam]) -> None:
     """Their point batch: 5 clicks on each of 2 images, against ours flat with an index."""
     sam = tiny(128)

@@ -125,23 +125,24 @@ class MaskDecoder(nn.Module):
         self,
         image_embeddings: Tensor,
         image_pe: Tensor,
-        sparse: Tensor,
-        dense: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
         multimask_output: bool,
         ignored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (N, C, 4h, 4w) and predicted IoU (N, C), C = 3 with `multimask_output`, else 1.
 
         image_embeddings: (1, 256, h, w), shared by all prompts, or (N, 256, h, w), one for each prompt; image_pe:
-        (1, 256, h, w); sparse: (N, T, 256); dense: (N, 256, h, w); ignored: bool (N, T), tokens that must not be seen.
+        (1, 256, h, w); sparse_prompt_embeddings: (N, T, 256); dense_prompt_embeddings: (N, 256, h, w), or 1 for all;
+        ignored: bool (N, T), tokens that must not be seen. All names but the last are segment_anything's.
         Raises ValueError when the embeddings are neither one nor one for each prompt.
         """
-        count, (h, w) = len(sparse), image_embeddings.shape[-2:]
+        count, (h, w) = len(sparse_prompt_embeddings), image_embeddings.shape[-2:]
         if len(image_embeddings) not in (1, count):
             raise ValueError(f"{len(image_embeddings)} image embeddings for {count} prompts: give 1 or {count}")
         own = torch.cat((self.iou_token.weight, self.mask_tokens.weight)).expand(count, -1, -1)
-        prompt = torch.cat((own, sparse.to(own.dtype)), dim=1)
-        pixels = (image_embeddings + dense).flatten(2).transpose(1, 2)
+        prompt = torch.cat((own, sparse_prompt_embeddings.to(own.dtype)), dim=1)
+        pixels = (image_embeddings + dense_prompt_embeddings).flatten(2).transpose(1, 2).expand(count, -1, -1)
         pixel_pe = image_pe.flatten(2).transpose(1, 2)
         tokens, pixels = self.transformer(prompt, pixels, pixel_pe, self._seen(ignored))
 
