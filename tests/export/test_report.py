@@ -16,7 +16,7 @@ from PIL import Image
 from frisket.cli.main import main
 from frisket.errors import UserError
 from frisket.export import report
-from frisket.export.markup import Html, Line, chart, tag, ticks
+from frisket.export.markup import Html, Line, breakable, chart, tag, ticks
 from frisket.export.published import TABLES
 from frisket.export.results import Evaluation, boards, read
 
@@ -316,6 +316,24 @@ def test_a_missing_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     assert main(["report", str(tmp_path)]) == 2
     assert "has no step" in capsys.readouterr().err
+
+
+def test_a_suites_folder_stands_for_its_sub_folders(put: Put, trained: Path, tmp_path: Path) -> None:
+    put("all/miou", evaluation("miou", {"a": {"box/miou": 0.5}}))
+    put("all/edges", evaluation("edges", {"a": {"ods": 0.5}}))
+    (tmp_path / "all" / "empty").mkdir()
+    (tmp_path / "all" / "report.html").write_text("")
+    assert [part.name for part in read(tmp_path / "all")] == ["edges", "miou"]
+    assert main(["report", str(tmp_path / "all"), f"out={tmp_path / 'page.html'}"]) == 0
+    with pytest.raises(UserError, match="holds neither"):
+        read(tmp_path / "all" / "empty")
+
+
+def test_a_label_breaks_at_punctuation_only(put: Put) -> None:
+    assert breakable("student+de_co <b") == "student+<wbr/>de_<wbr/>co &lt;b"
+    page, tables = made(put("run", evaluation("miou", {"student+decoder": {"box/miou": 0.5}})))
+    assert 'data-value="student+decoder"><span class="name">student+<wbr/>decoder</span>' in page
+    assert all(row(rows, "student+decoder") for caption, rows in tables.items() if caption.startswith("Overview"))
 
 
 def test_the_command_writes_the_page(put: Put, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,7 +2,8 @@
 
     frisket report runs/eval runs/eval_latency runs/train_sam out=runs/report.html
 
-Each RUN is a folder that `frisket eval` or `frisket train` wrote (or an eval.json). `frisket.export.report` makes it.
+Each RUN is a folder that `frisket eval` or `frisket train` wrote, a folder of such folders (configs/eval_all.yaml's
+out=), or an eval.json. `frisket.export.report` makes the page.
 """
 
 from dataclasses import dataclass, field

@@ -7,10 +7,11 @@ Source  our choice: labels and paths are written by people, so safety is the def
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-VOID = {"img", "meta", "link", "br", "line", "polyline", "circle", "path", "rect"}
+VOID = {"img", "meta", "link", "br", "line", "polyline", "circle", "path", "rect", "wbr"}
 COLOURS = 8  # --c0 … --c7 of the page's style
 
 
@@ -50,6 +51,11 @@ def _parts(children: Iterable[Child]) -> Iterable[str]:
             yield escape(child)
         elif child is not None:
             yield from _parts(child)
+
+
+def breakable(text: str) -> Html:
+    """`text` that a narrow place may break after + / _ - . : and at spaces, rather than inside words."""
+    return join([part if at % 2 == 0 else [part, tag("wbr")] for at, part in enumerate(re.split(r"([+/_.:-]+)", text))])
 
 
 # ---------------------------------------------------------------- charts

@@ -24,7 +24,7 @@ from frisket.export.markup import Html, Line, chart, join, number, tag
 from frisket.export.published import TABLES, Table
 from frisket.export.results import COUNTS, TASKS, Board, Evaluation, Training, boards, curve, read, scalar
 from frisket.export.style import CSS, SCRIPT
-from frisket.export.tables import MEASURES, QUIET, Column, below, best_of, cell, column, columns, rank, table
+from frisket.export.tables import MEASURES, QUIET, Column, below, best_of, cell, column, columns, rank, row_name, table
 from frisket.files import write_text
 
 HEADLINES = {
@@ -152,7 +152,7 @@ def overview(found: list[Board]) -> Html:
             top = (min if col.lower else max)(rivals) if len(set(rivals)) > 1 else None
             value = values.get(index)
             cells.append(cell(col, value, best=value is not None and value == top))
-        rows.append(tag("tr", tag("th", label, who, scope="row", data_value=label), *cells))
+        rows.append(tag("tr", row_name(label, who), *cells))
     words = "Every column is one protocol on one data set; compare down a column, never across."
     return join(tag("p", words, class_="muted"), table("Overview: models and headline numbers", [weight, *shown], rows))
 
@@ -241,12 +241,12 @@ def table_of(board: Board, cols: Sequence[Column], title: str) -> Html:
             tag("span", "masks differ from fp32: no times", class_="pill bad") if wrong else None,
             tag("small", f"run {entry.evaluation.name}") if several else None,
         ]
-        rows.append(tag("tr", tag("th", entry.label, marks, scope="row", data_value=entry.label), *cells))
+        rows.append(tag("tr", row_name(entry.label, marks), *cells))
     for printed in board.published:
         for name, values in printed.rows.items():
             cells = [cell(side, None), cell(weight, None), *(cell(col, values.get(col.key)) for col in cols)]
             pill = tag("span", "published", class_="pill")
-            who = tag("th", name, pill, tag("small", printed.source), scope="row", data_value=name)
+            who = row_name(name, pill, tag("small", printed.source))
             rows.append(tag("tr", who, *cells, class_="published"))
     return table(f"{heading(board.task)}: {title}, {board.data}", [side, weight, *cols], rows)
 
@@ -318,7 +318,7 @@ def everything(board: Board) -> Html:
             value = scalar(raw)
             text = raw if isinstance(raw, str) else "–" if value is None else f"{value:.6g}"
             cells.append(tag("td", text, data_value=None if value is None else repr(value)))
-        rows.append(tag("tr", tag("th", tag("code", key), scope="row", data_value=key), *cells))
+        rows.append(tag("tr", row_name(key, code=True), *cells))
     inner = table(f"All numbers of {board.preset or board.task}", cols, rows, first="Key in eval.json")
     return tag("details", tag("summary", "All numbers"), inner)
 
@@ -331,7 +331,7 @@ def published_tables(tables: Sequence[Table]) -> Html:
         rows = [
             tag(
                 "tr",
-                tag("th", name, scope="row", data_value=name),
+                row_name(name),
                 *(cell(col, values.get(col.key), text=printed.words[name].get(col.key)) for col in cols),
             )
             for name, values in printed.rows.items()

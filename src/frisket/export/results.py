@@ -103,7 +103,8 @@ class Board:
 def read(path: str | Path) -> list[Evaluation | Training]:
     """The evaluation and the training run in a folder (or an eval.json itself), whichever is there.
 
-    Raises UserError when neither is, or when a file cannot be understood.
+    A folder that holds neither, such as a suite's, stands for its direct sub-folders that do. Raises UserError when
+    there is none, or when a file cannot be understood.
     """
     path = Path(path)
     if path.is_file():
@@ -116,8 +117,14 @@ def read(path: str | Path) -> list[Evaluation | Training]:
     if (path / "metrics.csv").is_file():
         found.append(read_training(path))
     if not found:
+        found = [part for folder in sorted(path.iterdir()) if _holds(folder) for part in read(folder)]
+    if not found:
         raise UserError(f"{path} holds neither eval.json nor metrics.csv: evaluate or train first, or name its folder")
     return found
+
+
+def _holds(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("eval.json", "metrics.csv"))
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -58,6 +58,7 @@ thead th.group span { display: block; border-bottom: 1px solid var(--rule); padd
 th[scope=row], thead th:first-child { text-align: left; }
 th[scope=row] { position: sticky; left: 0; background: var(--card); font-weight: 500; white-space: normal;
   min-width: 8.5rem; max-width: 20rem; overflow-wrap: anywhere; z-index: 1; }
+th .name { display: inline-block; width: max-content; max-width: 18rem; }
 thead th:first-child { position: sticky; left: 0; z-index: 2; }
 tbody tr:hover > * { background: var(--soft); }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: .1rem 0; margin: 0; cursor: pointer;
@@ -113,7 +114,8 @@ dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 4rem; padding-bottom: 3rem; color: var(--muted); font-size: .88rem; }
 @media (max-width: 34rem) {
-  th, td { padding: .4rem .55rem; } th[scope=row] { min-width: 6.5rem; max-width: 9.5rem; }
+  th, td { padding: .4rem .55rem; } th[scope=row] { min-width: 6.5rem; max-width: 11.5rem; }
+  th .name { max-width: 10rem; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .35rem; }
 }
 @media print { .scroll, .chart, .picture div { border-color: #bbb; } nav, .skip { display: none; } }

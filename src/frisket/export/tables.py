@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frisket.export.markup import Html, number, tag
+from frisket.export.markup import Child, Html, breakable, number, tag
 from frisket.export.results import COUNTS, Entry, scalar
 
 QUIET = (
@@ -137,6 +137,12 @@ def table(caption: str, cols: Sequence[Column], rows: Sequence[Html], *, first: 
     head = tag("thead", tag("tr", *top) if grouped else None, tag("tr", *names))
     inner = tag("table", tag("caption", caption, class_="unseen"), head, tag("tbody", *rows), class_="sortable")
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
+def row_name(label: str, *more: Child, code: bool = False) -> Html:
+    """A row's name; it breaks at punctuation. `more` stands beside or under it."""
+    name = tag("code" if code else "span", breakable(label), class_="name")
+    return tag("th", name, *more, scope="row", data_value=label)
 
 
 def cell(
