@@ -3,16 +3,20 @@
     frisket eval configs/eval_miou.yaml data=SHARDS checkpoint=[teacher:runs/train_sam,runs/finetune_decoder]
 
 The YAML names the task (see frisket.eval.task); `frisket.engine.judge` runs it on the devices there are. A YAML with
-`tasks:` (configs/eval_all.yaml) runs several, each into its own folder under `out`, and writes report.html over them.
+`tasks:` (configs/eval_all.yaml) runs several, each into its own folder under `out`, and writes report.html over them
+after each; started again, it passes over those whose eval.json is there.
 """
 
 import csv
 import importlib
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from frisket import checkpoint, config
 from frisket.bench.environment import environment
@@ -29,6 +33,9 @@ from frisket.predict.picture import comparison
 
 SCHEMA = 1
 OWN = ("task", "tasks", "out")  # of a suite; not handed to its tasks
+LEAST = {"limit": 1, "pictures": 0, "workers": 0, "num_nodes": 1, "batch": 1, "seed": 0}
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+CELL = 16  # pixels: every encoder answers in cells of this side
 
 
 @dataclass
@@ -49,12 +56,18 @@ def run(files: list[str], overrides: list[str]) -> int:
     if config.peek(files, overrides, "tasks"):
         return run_suite(config.load(Suite, files, overrides))
     module = task_module(files, overrides)
-    evaluate(module.Task, config.load(module.Config, files, overrides))
+    settings = config.load(module.Config, files, overrides)
+    check(settings)
+    evaluate(module.Task, settings)
     return 0
 
 
 def run_suite(suite: Suite) -> int:
-    """Run each task into out/<task>, then write out/report.html. All settings are checked before a task runs."""
+    """Run each task into out/<task>, with out/report.html after each. All settings are checked before a task runs.
+
+    Tasks that finished in an earlier start are passed over. Every rank decides that alike: a task's eval.json is
+    written only once all ranks are in that task, and so have decided.
+    """
     default = asdict(Suite())
     shared = {name: value for name, value in asdict(suite).items() if value != default[name] and name not in OWN}
     plans: list[tuple[type[BaseTask], TaskConfig]] = []
@@ -64,14 +77,36 @@ def run_suite(suite: Suite) -> int:
         given = {key: value for key, value in shared.items() if key in known} | dict(own or {})
         given |= {"task": name, "out": str(Path(suite.out) / name)}
         plans.append((module.Task, config.from_dict(module.Config, given, f"tasks.{name}")))
-    reports = []
+        check(plans[-1][1])
+    path, folders, first = Path(suite.out) / "report.html", [], False
     for kind, settings in plans:
-        print(f"== {settings.task}")
-        reports.append(evaluate(kind, settings))
-    if all(report is not None for report in reports):  # rank 0
-        folders = [Path(settings.out) for _, settings in plans]
-        print(f"report: {page(folders, Path(suite.out) / 'report.html')}")
+        first = evaluate(kind, settings, again=False)
+        folders.append(Path(settings.out))
+        if first:
+            page(folders, path)
+    if first:
+        print(f"report: {path}")
     return 0
+
+
+def check(settings: TaskConfig) -> None:
+    """Raises UserError for a value that no task can work with, before anything is loaded."""
+    where = f"of task {settings.task}"
+    for name, least in LEAST.items():
+        value = getattr(settings, name, None)
+        if value is not None and value < least:
+            raise UserError(f"{name}={value} {where} is too small: give {least} or more")
+    side = settings.image_size
+    if side is not None and (side < CELL or side % CELL):
+        raise UserError(f"image_size={side} {where} does not fit the models: give a multiple of {CELL}, e.g. 1024")
+    if settings.devices != "auto" and not (settings.devices.isdecimal() and int(settings.devices)):
+        raise UserError(f"devices={settings.devices} {where} is no number of devices: give auto, or 1 or more")
+    if settings.accelerator not in ACCELERATORS:
+        raise UserError(
+            f"accelerator={settings.accelerator} {where} is unknown: {nearest(settings.accelerator, ACCELERATORS)}"
+        )
+    if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"accelerator={settings.accelerator} {where} but torch sees no GPU here: give auto or cpu")
 
 
 def task_module(files: list[str], overrides: list[str]) -> Any:
@@ -89,8 +124,11 @@ def task_named(name: str) -> Any:
     return importlib.import_module(f"frisket.eval.{name}")
 
 
-def evaluate(kind: type[BaseTask], settings: TaskConfig) -> dict[str, Any] | None:
-    """Run one task and write its results under `settings.out`; the content of eval.json, None except on rank 0."""
+def evaluate(kind: type[BaseTask], settings: TaskConfig, *, again: bool = True) -> bool:
+    """Run one task and write its results under `settings.out`; whether this is rank 0, which alone writes.
+
+    Without `again`, a task whose results are there (the same settings, side and weights) is left as it is.
+    """
     quiet()
     where = place(
         accelerator=settings.accelerator,
@@ -102,19 +140,51 @@ def evaluate(kind: type[BaseTask], settings: TaskConfig) -> dict[str, Any] | Non
     )
     if kind.needs_model and not settings.checkpoint:
         raise UserError("eval needs checkpoint=…: a run folder, a checkpoint file or a model name (several as [a,b])")
-    models = load_all(settings.checkpoint)
-    task = kind(settings, input_side(settings, models))
+    models, out = load_all(settings.checkpoint), Path(settings.out)
+    side, first = input_side(settings, models), is_first(where)
+    if not again:
+        done = finished(settings, side, models)
+        if first:
+            print(
+                f"== {settings.task}"
+                + (f": finished already, {out / 'eval.json'} (delete the folder to judge again)" if done else "")
+            )
+        if done:
+            return first
+    if not first and where["devices"] * where["num_nodes"] == 1:
+        return False  # started by an earlier task of the suite that took more devices
+    task = kind(settings, side)
     verdict = judge(task, models, where, workers=settings.workers, callbacks=[Judged(len(Items(task)))])
     if verdict is None:
-        return None
-    report = write(task, models, verdict)
+        return False
+    write(task, models, verdict)
     print(task.table(verdict.numbers))
-    out = Path(settings.out)
     print(f"numbers: {out / 'eval.json'}   per image: {out / 'per_image.csv'}")
     for name in verdict.pictures:
         print(f"picture ({name}): {out / f'{name}.png'}")
     log_to_wandb(settings, verdict)
-    return report
+    return True
+
+
+def is_first(where: dict[str, Any]) -> bool:
+    """Whether this process is rank 0, before a Trainer has told: Lightning's own ranks know only node and place."""
+    environment = where["plugins"][0]
+    return not any((environment.global_rank(), environment.local_rank(), environment.node_rank()))
+
+
+def finished(settings: TaskConfig, side: int, models: dict[str, Sam]) -> bool:
+    """Whether `settings.out` holds an eval.json of these settings, at this input side, of these very weights."""
+    try:
+        report = json.loads((Path(settings.out) / "eval.json").read_text(encoding="utf-8"))
+        found = [report[key] for key in ("schema", "settings", "image_size", "weights")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not there, or damaged: judged again
+    return found == json.loads(json.dumps([SCHEMA, config.flatten(settings), side, digests(models)]))
+
+
+def digests(models: dict[str, Sam]) -> dict[str, str]:
+    """{label: digest of the model's weights}."""
+    return {label: checkpoint.weights_digest(sam) for label, sam in models.items()}
 
 
 def load_all(names: list[str]) -> dict[str, Sam]:
@@ -137,8 +207,11 @@ def input_side(settings: TaskConfig, models: dict[str, Sam]) -> int:
     return settings.image_size or (sizes.pop() if sizes else 1024)
 
 
-def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict) -> dict[str, Any]:
-    """Write eval.json, per_image.csv and the pictures. An answer that stands alone has its numbers at the top too."""
+def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict) -> None:
+    """Write per_image.csv, the pictures and, as the sign that all is there, eval.json last.
+
+    An answer that stands alone has its numbers at the top too.
+    """
     settings, out = task.config, Path(task.config.out)
     alone = next(iter(verdict.numbers.values())) if len(verdict.numbers) == 1 else {}
     report = alone | {
@@ -148,12 +221,11 @@ def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict) -> dict[str,
         "image_size": task.image_size,
         "data": settings.data,
         "models": verdict.numbers,
-        "weights": {label: checkpoint.weights_digest(sam) for label, sam in models.items()},
+        "weights": digests(models),
         "parameters": {label: sum(p.numel() for p in sam.parameters()) for label, sam in models.items()},
         "settings": config.flatten(settings),
         "environment": environment(cuda=_on_gpu(models), command=sys.argv[1:]),
     }
-    write_json(out / "eval.json", report)
     rows = ({"model": label} | plain(row) for label, part in verdict.rows.items() for row in part)
     write_rows(out / "per_image.csv", rows)
     for label, part in verdict.rows.items():
@@ -162,7 +234,7 @@ def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict) -> dict[str,
     for name, panels in verdict.pictures.items():
         with atomic(out / f"{name}.png") as tmp:
             comparison(panels).save(tmp, format="PNG")
-    return report
+    write_json(out / "eval.json", report)
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
