@@ -132,6 +132,9 @@ def test_not_an_override(override: str) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "nowhere.yaml does not exist" in message(["nowhere.yaml"])
     assert "does not exist" in message([tmp_path])
+    (tmp_path / "distill.yaml").touch()
+    assert f"did you mean {tmp_path / 'distill.yaml'}?" in message([tmp_path / "distil.yaml"])
+    assert "did you mean" not in message([tmp_path / "zzz.yaml"])
 
 
 @pytest.mark.parametrize("text", ["steps: [1", "a: b: c", "- 1\n- 2", "just words", "3", "\t: x", "steps: 1\nsteps: 2"])
@@ -156,6 +159,17 @@ def test_an_overridden_environment_is_never_looked_up(write, monkeypatch: pytest
     monkeypatch.delenv("FRISKET_TEST_X", raising=False)
     path = write('name: "${oc.env:FRISKET_TEST_X}"')
     assert config.load(Schema, [path], ["name=mine"]).name == "mine"
+
+
+def test_an_unset_environment_is_kept_for_looking(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FRISKET_TEST_X", raising=False)
+    path = write('name: "${oc.env:FRISKET_TEST_X}/${oc.env:FRISKET_TEST_Y}/${oc.env:FRISKET_TEST_X,z}"')
+    monkeypatch.setenv("FRISKET_TEST_Y", "y")
+    with config.unset_kept():
+        loaded = config.load(Schema, [path])
+    assert loaded.name == "${oc.env:FRISKET_TEST_X}/y/z"
+    assert "name: ${oc.env:FRISKET_TEST_X}/y/z\n" in config.show(loaded)
+    assert "FRISKET_TEST_X" in message([path])
 
 
 def test_mandatory_field_left_out() -> None:

@@ -1,7 +1,7 @@
 """The one door for weights on disk: load any of our forms or Meta's, save ours, find the newest checkpoint of a run.
 
 Use     `sam = load("sam_vit_h")`, `load("runs/distill_lightening")`, `save(sam, "model.pt", provenance={...})`,
-        `like(newest(run))` to resume into
+        `like(newest(run))` to resume into; `recorded(newest(run))` what a run holds, without building it
 Source  Meta's files as published (arXiv 2304.02643); the model.pt layout and the order of `newest` are our choice.
 
 Forms `load` reads, all but one with PyTorch's weights-only unpickler (no code of the file ever runs):
@@ -82,12 +82,37 @@ def like(training: Path) -> Sam:
 
     Raises UserError when the checkpoint is damaged or not this project's.
     """
+    name, changes, _ = recorded(training)
+    with torch.random.fork_rng(devices=[]):
+        return build(name, **changes)
+
+
+def recorded(training: Path) -> tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]:
+    """(zoo name, changes, {key: shape} of the training module) that a training checkpoint holds; reads no weights.
+
+    Raises UserError when the checkpoint is damaged or not this project's.
+    """
     tag = _tag(training) if training.is_dir() else None
-    record = _unpickle(training if tag is None else tag / MODEL_STATES, mmap=True).get("frisket")
+    content = _unpickle(training if tag is None else tag / MODEL_STATES, mmap=True)
+    record = content.get("frisket")
     if not isinstance(record, Mapping):
         raise UserError(f"{training} has no 'frisket' record: only this project's checkpoints can be continued")
-    with torch.random.fork_rng(devices=[]):
-        return build(_name(record, training), **record["changes"])
+    state = _tensors(content.get("state_dict" if tag is None else "module"), training)
+    shapes = {key: tuple(value.shape) for key, value in _bare(state).items()}
+    return _name(record, training), dict(record["changes"]), shapes
+
+
+def differences(expected: Shapes, found: Shapes) -> str:
+    """The first keys that are missing, unexpected or of another shape, in words; '' when there are none."""
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    other = [
+        f"{key} {_times(found[key])} instead of {_times(expected[key])}"
+        for key in expected
+        if key in found and _shape(expected[key]) != _shape(found[key])
+    ]
+    labelled = (("missing", missing), ("unexpected", extra), ("shape", other))
+    return "; ".join(f"{label}: {_some(keys)}" for label, keys in labelled if keys)
 
 
 def save(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any] | None = None) -> None:
@@ -241,17 +266,8 @@ def _identify(state: Mapping[str, Tensor], path: Path) -> str:
 
 def _check(expected: Shapes, found: Shapes, what: str) -> None:
     """Raise UserError with the first keys that are missing, unexpected or of another shape."""
-    missing = [key for key in expected if key not in found]
-    extra = [key for key in found if key not in expected]
-    other = [
-        f"{key} {_times(found[key])} instead of {_times(expected[key])}"
-        for key in expected
-        if key in found and _shape(expected[key]) != _shape(found[key])
-    ]
-    labelled = (("missing", missing), ("unexpected", extra), ("shape", other))
-    parts = [f"{label}: {_some(keys)}" for label, keys in labelled if keys]
-    if parts:
-        raise UserError(f"{what} ({'; '.join(parts)}): give the file that belongs to the model")
+    if wrong := differences(expected, found):
+        raise UserError(f"{what} ({wrong}): give the file that belongs to the model")
 
 
 def _times(value: Any) -> str:

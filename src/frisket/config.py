@@ -7,14 +7,18 @@ the truth. A list in a later source replaces the earlier one; mappings merge. Un
 right one. Open mappings (`dict[str, Any]`, used for an encoder's own settings) are checked by whoever reads them.
 """
 
+import contextlib
 import dataclasses
+import difflib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from frisket.errors import UserError, nearest
@@ -52,8 +56,22 @@ def peek(files: Sequence[Path | str], overrides: Sequence[str], key: str) -> Any
 
 
 def show(config: Any) -> str:
-    """Return the resolved configuration as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+    """Return a loaded configuration as YAML text; what `unset_kept` kept stands in it as written."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+@contextlib.contextmanager
+def unset_kept() -> Iterator[None]:
+    """Inside, `load` leaves ${oc.env:NAME} as written where NAME is not set: for looking at a configuration."""
+
+    def keep(name: str, *default: Any) -> Any:
+        return oc.env(name, *default) if default or name in os.environ else f"${{oc.env:{name}}}"
+
+    OmegaConf.register_resolver("oc.env", keep, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_resolver("oc.env", oc.env, replace=True)
 
 
 def save(config: Any, path: Path | str) -> None:
@@ -82,7 +100,7 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
     parts: list[tuple[str, DictConfig]] = []
     for file in files:
         if not Path(file).is_file():
-            raise UserError(f"config file {file} does not exist: give the path of a YAML file, e.g. configs/demo.yaml")
+            raise UserError(f"config file {file} does not exist: {_beside(Path(file))}")
         try:
             part = OmegaConf.load(file)
         except (YAMLError, OmegaConfBaseException) as error:
@@ -101,6 +119,16 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
         except (YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"override '{override}': {_line(error)}") from error
     return parts
+
+
+def _beside(missing: Path) -> str:
+    """A hint: the YAML beside `missing`, or else under configs/, whose name is nearest."""
+    for folder in (missing.parent, Path("configs")):
+        names = {path.stem: str(path) for path in folder.glob("*.yaml")}
+        close = difflib.get_close_matches(missing.stem, names, n=1, cutoff=0.5)
+        if close:
+            return f"did you mean {names[close[0]]}?"
+    return "give the path of a YAML file, and `ls configs` shows ours"
 
 
 def _merge(schema: type, merged: Any, part: DictConfig, source: str) -> Any:

@@ -2,13 +2,16 @@
 
 import os
 import subprocess
+from dataclasses import fields
 
 import pytest
+import yaml
 from toyrun import command, environment, frisket, toy_run, toy_shards
 
 from frisket import __version__
 from frisket.cli.main import VERBS, main, split
 from frisket.errors import UserError
+from frisket.models.lightening import LighteningConfig
 
 
 def test_help_lists_every_verb(capsys):
@@ -16,7 +19,11 @@ def test_help_lists_every_verb(capsys):
     said = capsys.readouterr().out
     assert all(f"  {verb} " in said for verb in VERBS)
     assert main(["train", "--help"]) == 0
-    assert "frisket train configs/" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "    frisket train configs/" in said and "Exit code 75" in said
+    assert "`frisket show YAML` lists every key" in said
+    assert main(["help", "train"]) == 0
+    assert capsys.readouterr().out == said
     assert main(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
 
@@ -32,6 +39,24 @@ def test_help_lists_every_verb(capsys):
         (["train", "recipe=train_sam", "trainer.max_steps=0"], "trainer.max_steps=0 must be 1 or more"),
         (["train", "recipe=train_sam", "log.wandb=never"], "must be one of auto, online, offline, off"),
         (["train", "recipe=train_sam", "trainer.precision=bf16"], "must be one of 32-true, bf16-mixed, 16-mixed"),
+        (["train", "recipe=train_sam", "trainer.val_every=-1"], "trainer.val_every=-1 must be 0 or more"),
+        (["train", "recipe=train_sam", "trainer.clip=nan"], "trainer.clip=nan must be 0 or more"),
+        (["train", "recipe=train_sam", "trainer.threads=0"], "trainer.threads=0 must be 1 or more"),
+        (["train", "recipe=train_sam", "trainer.accelerator=tpu"], "must be one of auto, cpu, gpu, cuda"),
+        (["train", "recipe=train_sam", "data.workers=-1"], "data.workers=-1 must be 0 or more"),
+        (["train", "recipe=train_sam", "data.image_size=0"], "data.image_size=0 must be a multiple of 16"),
+        (["train", "recipe=train_sam", "data.image_size=100"], "data.image_size=100 must be a multiple of 16"),
+        (["train", "recipe=train_sam", "optim.lr=-1"], "optim.lr=-1.0 must be 0 or more"),
+        (["train", "recipe=train_sam", "optim.lr=nan"], "optim.lr=nan must be 0 or more"),
+        (["train", "recipe=train_sam", "optim.betas=[0.9,1]"], "optim.betas=[0.9, 1.0] must both be"),
+        (["show", "recipe=train_sam", "data.workers=-1"], "data.workers=-1 must be 0 or more"),
+        (["show", "recipe=train_sam", "model.encoder.ofsets=longnet"], "model: model 'lightening' has no setting"),
+        (["train", "recipe=train_sam", "model.encoder.ofsets=longnet"], "did you mean 'offsets'?"),
+        (
+            ["show", "recipe=train_sam", "model.encoder.depth=deep"],
+            "model.encoder={'depth': 'deep'} is no 'lightening'",
+        ),
+        (["help", "trian"], "did you mean 'train'?"),
         (["train", "none.yaml"], "none.yaml does not exist"),
         (["show"], "nothing to show"),
     ],
@@ -78,6 +103,19 @@ def test_show_prints_the_resolved_whole(capsys, tmp_path):
     assert "max_steps: 7" in said and "lr: 0.5" in said and "images_per_gpu: " in said
 
 
+def test_show_needs_no_environment_and_names_every_knob_of_the_encoder(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("FRISKET_DATA", raising=False)
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: distill_lightening\ndata: {train: '${oc.env:FRISKET_DATA}/train'}\n")
+    assert main(["show", str(file), "student.encoder.dilation=2"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["data"]["train"] == "${oc.env:FRISKET_DATA}/train"
+    assert said["student"]["encoder"].keys() == {f.name for f in fields(LighteningConfig)} - {"image_size"}
+    assert said["student"]["encoder"]["dilation"] == [2]
+    assert main(["train", str(file)]) == 2  # training does need it
+    assert "names $FRISKET_DATA" in capsys.readouterr().err
+
+
 def test_python_m_frisket_is_the_same_and_a_missing_shard_is_a_sentence(tmp_path):
     done = frisket("train", *toy_run(tmp_path / "nothing", tmp_path, max_steps=1))
     assert done.returncode == 2
@@ -96,3 +134,22 @@ def test_a_run_trains_changes_are_named_and_a_finished_run_says_so(capsys, tmp_p
     assert "changed since the last start: optim.lr: " in said and "-> 0.5" in said
     assert "changed since the last start: trainer.max_steps: 2 -> 3" in said
     assert (tmp_path / "train_sam" / "model.pt").is_file()
+
+
+def test_another_model_in_the_same_run_folder_is_refused(capsys, tmp_path):
+    data = toy_shards(tmp_path / "data", 4)
+    words = ["train", *toy_run(data, tmp_path, max_steps=1), "model.name=sam_vit_t"]
+    words = [word.replace("heads: 2", "heads: 2, global_blocks: [1]") for word in words]
+    assert main(words) == 0
+    settings = (tmp_path / "train_sam" / "config.yaml").read_text()
+    words.append("trainer.max_steps=2")
+    for change, sentence in (
+        (["data.image_size=128"], "holds sam_vit_t at 64 px; the settings ask for sam_vit_t at 128 px: set name=…"),
+        (["model.encoder.depth=3"], "sam_vit_t at 64 px, depth=2; the settings ask for sam_vit_t at 64 px, depth=3"),
+        (["model.name=sam_vit_b"], "holds sam_vit_t at 64 px; the settings ask for sam_vit_b at 64 px: set name=…"),
+    ):
+        assert main([*words, *change]) == 2
+        said = capsys.readouterr().err
+        assert f"frisket: {tmp_path / 'train_sam'} holds" in said and sentence in said and said.count("\n") == 1
+        assert (tmp_path / "train_sam" / "config.yaml").read_text() == settings
+    assert main([*words, "optim.lr=0.5", "model.encoder.window=14"]) == 0  # 14 is the default

@@ -52,8 +52,10 @@ def test_kill_9_mid_epoch_then_the_same_command_is_bit_exact(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_local_ranks_leave_with_75_on_sigterm_and_go_on(tmp_path, ranks):
+@pytest.mark.parametrize(
+    ("ranks", "number", "code"), [(1, signal.SIGINT, 130), (1, signal.SIGTERM, 75), (2, signal.SIGTERM, 75)]
+)
+def test_local_ranks_leave_on_request_with_a_checkpoint_and_go_on(tmp_path, ranks, number, code):
     data = toy_shards(tmp_path / "data", 12)
     words = ["train", *toy_run(data, tmp_path, max_steps=200, checkpoint_every=200, devices=ranks)]
     run = tmp_path / "train_sam"
@@ -62,9 +64,9 @@ def test_local_ranks_leave_with_75_on_sigterm_and_go_on(tmp_path, ranks):
         while len(read_csv(run / "metrics.csv")) < 2:
             assert time.monotonic() < end and process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         said = process.communicate(timeout=120)[0]
-    assert process.returncode == 75, said
+    assert process.returncode == code, said
     stopped = torch.load(run / "checkpoints" / "preempt.ckpt", weights_only=True)["global_step"]
     assert f"stopped on request at step {stopped};" in said
 

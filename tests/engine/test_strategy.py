@@ -44,6 +44,18 @@ def test_two_devices_are_ddp_over_gloo(no_slurm):
     assert where["strategy"].process_group_backend == "gloo"
 
 
+@pytest.mark.parametrize("devices", ["two", "0", -1])
+def test_devices_that_are_no_number(no_slurm, devices):
+    with pytest.raises(UserError, match=f"trainer.devices={devices} must be auto or a number"):
+        place(**ARGS | {"devices": devices})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_gpu_asked_for_where_there_is_none(no_slurm):
+    with pytest.raises(UserError, match="this machine shows 0 GPUs"):
+        place(**ARGS | {"accelerator": "cuda"})
+
+
 def test_slurm_decides_inside_a_step_only(no_slurm, monkeypatch):
     for name, value in {
         "SLURM_PROCID": "1",

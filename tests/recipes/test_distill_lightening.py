@@ -255,6 +255,16 @@ def test_the_projections_are_not_in_the_model(recipe, fit: Fit, tmp_path: Path) 
     assert changed(snapshot(module.sam), checkpoint.load(tmp_path / "x.ckpt")) == set()
 
 
+def test_a_run_with_other_focus_blocks_is_not_continued(recipe, fit: Fit, tmp_path: Path) -> None:
+    first = recipe()
+    _, trainer = fit(first, 1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    Module(first.config, tmp_path / "last.ckpt").check_resume(tmp_path)
+    first.config.distill.schedule = "neck"  # no projections
+    with pytest.raises(UserError, match=r"another teacher or blocks \(unexpected: projections.*set name="):
+        Module(first.config, tmp_path / "last.ckpt").check_resume(tmp_path)
+
+
 def test_the_gallery_shows_teacher_student_and_truth(recipe) -> None:
     module = recipe()
     batch = next(iter(ShardData(module.config.data).val_dataloader()))

@@ -129,13 +129,6 @@ def test_resuming_takes_the_shape_from_the_checkpoint_and_never_reads_init_from(
         Module(first.config)
 
 
-def test_a_side_that_is_no_multiple_of_the_patch(tiny_shards: Path) -> None:
-    config = Config(model=ModelSpec("sam_vit_t", TINY))
-    config.data.image_size = 100
-    with pytest.raises(UserError, match=r"data\.image_size=100 must be a multiple of 16"):
-        Module(config)
-
-
 def test_flops_are_counted_without_weights(recipe) -> None:
     module = recipe(model=ModelSpec("sam_vit_t", TINY | {"global_blocks": [0, 1]}))
     flops = module.model_flops_per_image()

@@ -3,15 +3,17 @@
     frisket train configs/distill_lightening.yaml optim.lr=1e-4
 
 Only the chosen verb's module is imported. Exit codes: 0 done; 2 a mistake in what was asked (one sentence on stderr);
-75 stopped on request with a checkpoint, run it again to go on; 130 interrupted from the keyboard; 1 also when whoever
-read the output went away (`frisket … | head`).
+75 stopped on request with a checkpoint, run it again to go on; 130 interrupted from the keyboard (`train`: with a
+checkpoint too); 1 also when whoever read the output went away (`frisket … | head`).
 """
 
+import ast
 import importlib
 import os
 import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from frisket import __version__
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # before numpy and torch come: OpenMP threads that wait spinning make two threads on busy cores slower than one
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["help"] and len(args) > 1:
+        args = [args[1], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -71,9 +75,10 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def usage(verb: str | None = None) -> str:
     """Return the help text, of one verb or of all."""
     if verb:
-        return (
-            f"frisket {verb}: {VERBS[verb]}\nlater YAML files and key=value words win; `frisket show` prints the result"
-        )
+        source = Path(__file__).with_name(f"{verb}.py")  # parsed, not imported: that would take seconds
+        about = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or VERBS[verb]
+        keys = "; `frisket show YAML` lists every key with its value" if verb in ("train", "eval") else ""
+        return f"{about}\n\nLater YAML files and key=value words win{keys}."
     verbs = "\n".join(f"  {name:8} {text}" for name, text in VERBS.items())
     foot = "Starting a run again continues it. Unknown keys are refused."
     return f"frisket VERB [YAML …] [key=value …]\n\n{verbs}\n\n{foot}"

@@ -3,11 +3,13 @@
     frisket train configs/distill_lightening.yaml configs/on/a100.yaml optim.lr=4e-4
 
 The run folder is out/name (see frisket.engine.rundir). The newest checkpoint there decides where to go on; `init_from`
-counts only when there is none. Exit code 75: stopped on request, with a checkpoint (slurm/env.sh then requeues).
+counts only when there is none. Exit code 75: stopped on request, with a checkpoint (slurm/env.sh then requeues); 130:
+the same after Ctrl-C. A second Ctrl-C ends the program at once.
 """
 
 import contextlib
 import importlib
+import math
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +24,15 @@ from frisket import config as settings
 from frisket.callbacks import Gallery, Progress, Samples, Throughput, say
 from frisket.data.module import ShardData
 from frisket.engine import signals
-from frisket.engine.preempt import EXIT_PREEMPTED, Preempt, Stopped
+from frisket.engine.preempt import Preempt, Stopped, exit_code
 from frisket.engine.rundir import CsvLog, RunDir, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
 from frisket.engine.strategy import exits_for_all, place, quiet
 from frisket.errors import UserError, nearest
-from frisket.recipes.base import Recipe, RecipeConfig
+from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:
@@ -59,20 +62,36 @@ def recipe_module(files: Sequence[str], overrides: Sequence[str]) -> Any:
 
 def check(config: RecipeConfig) -> None:
     """Refuse values that would fail later and less clearly. Raises UserError."""
-    t, log = config.trainer, config.log
-    for key, value in {
-        "trainer.max_steps": t.max_steps,
-        "trainer.accumulate": t.accumulate,
-        "trainer.checkpoint_every": t.checkpoint_every,
-        "trainer.log_every": t.log_every,
-    }.items():
-        if value < 1:
-            raise UserError(f"{key}={value} must be 1 or more")
+    t, log, data, optim = config.trainer, config.log, config.data, config.optim
+    for key, value, least in (
+        ("trainer.max_steps", t.max_steps, 1),
+        ("trainer.accumulate", t.accumulate, 1),
+        ("trainer.checkpoint_every", t.checkpoint_every, 1),
+        ("trainer.log_every", t.log_every, 1),
+        ("trainer.num_nodes", t.num_nodes, 1),
+        ("trainer.threads", 1 if t.threads is None else t.threads, 1),
+        ("trainer.val_every", t.val_every, 0),
+        ("trainer.clip", t.clip, 0),
+        ("data.workers", data.workers, 0),
+        ("optim.lr", optim.lr, 0),
+        ("optim.weight_decay", optim.weight_decay, 0),
+        ("optim.warmup_steps", optim.warmup_steps, 0),
+    ):
+        if not (value >= least and math.isfinite(value)):  # so written, it also catches nan
+            raise UserError(f"{key}={value} must be {least} or more")
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        raise UserError(f"optim.betas={list(optim.betas)} must both be at least 0 and less than 1")
+    if data.image_size < 16 or data.image_size % 16:
+        raise UserError(f"data.image_size={data.image_size} must be a multiple of 16, the patch side")
+    if t.accelerator not in ACCELERATORS:
+        raise UserError(f"trainer.accelerator={t.accelerator} must be one of {', '.join(ACCELERATORS)}")
     if t.precision not in PRECISIONS:  # a `-true` half precision would train without fp32 master weights
         raise UserError(f"trainer.precision={t.precision} must be one of {', '.join(PRECISIONS)}")
     log.wandb = {"False": "off", "True": "auto"}.get(log.wandb, log.wandb)  # YAML reads a bare off as false
     if log.wandb not in ("auto", "online", "offline", "off"):
         raise UserError(f"log.wandb={log.wandb} must be one of auto, online, offline, off")
+    for key, spec in specs(config).items():
+        check_model(key, spec, data.image_size)
 
 
 def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
@@ -89,14 +108,16 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
         torch.set_num_threads(t.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
     resume = checkpoint.newest(folder.path)
-    _remember(config, folder, resume)
+    _announce(config, folder, resume)
     recipe = module(config, resume)
+    recipe.check_resume(folder.path)
+    _remember(config, folder)
     data = ShardData(config.data, recipe.stamp())
     preempt = Preempt(folder.checkpoints)
     trainer = _trainer(config, folder, resume, preempt)
     if signals.asked():  # nothing is lost yet; a later start finds the same state
         say("asked to stop before the first step")
-        return EXIT_PREEMPTED
+        return exit_code()
     with contextlib.suppress(Stopped):  # inside validation; preempt.left says where
         trainer.fit(
             recipe, datamodule=data, ckpt_path=resume, weights_only=True if resume and resume.is_file() else None
@@ -106,7 +127,7 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
         trainer.strategy.barrier("frisket.left")
         environment = getattr(trainer.strategy, "cluster_environment", None)  # one device on one node has none
         say(f"stopped on request at step {preempt.left}; the same command goes on from there")
-        return EXIT_PREEMPTED if exits_for_all(environment, trainer.global_rank) else 0
+        return exit_code() if exits_for_all(environment, trainer.global_rank) else 0
     _finish(trainer, recipe, folder)
     trainer.strategy.barrier("frisket.finished")
     return 0
@@ -174,14 +195,18 @@ def _step(resume: Path | None) -> int:
 
 
 @rank_zero_only
-def _remember(config: RecipeConfig, folder: RunDir, resume: Path | None) -> None:
-    """Say what happens, name the settings that changed since the last start, and save the config."""
+def _announce(config: RecipeConfig, folder: RunDir, resume: Path | None) -> None:
+    """Say what happens, and name the settings that changed since the last start."""
     say(f"{config.recipe}: {folder.path}, " + (f"continuing from {resume}" if resume else "from the start"))
     if resume and folder.config.exists():
         before, now = _flat(settings.read(folder.config)), _flat(settings.flatten(config))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 say(f"  changed since the last start: {key}: {before.get(key)} -> {now.get(key)}")
+
+
+@rank_zero_only
+def _remember(config: RecipeConfig, folder: RunDir) -> None:
     settings.save(config, folder.config)
 
 

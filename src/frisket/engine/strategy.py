@@ -51,7 +51,9 @@ def place(
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     elif devices == "auto":
-        devices = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 1
+        devices = max(1, torch.cuda.device_count()) if accelerator in ("cuda", "gpu") else 1
+    if not str(devices).isdigit() or int(devices) < 1:
+        raise UserError(f"trainer.devices={devices} must be auto or a number, 1 or more")
     devices = int(devices)
     if accelerator in ("cuda", "gpu") and devices > torch.cuda.device_count():
         raise UserError(

@@ -9,7 +9,7 @@ import copy
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,6 @@ class Recipe(L.LightningModule):
         super().__init__()
         self.config = config
         self.resume = resume
-        if config.data.image_size % 16:
-            raise UserError(f"data.image_size={config.data.image_size} must be a multiple of 16, the patch side")
         self.sam = self.build_sam()
         self.val_iou = nn.ModuleDict({"box": MaskIoU(), "click1": MaskIoU()})
         self.train()  # a loaded Sam comes in eval mode, and Lightning's fit keeps the modes it finds
@@ -150,6 +148,23 @@ class Recipe(L.LightningModule):
             on_step=split == "train",
             on_epoch=split != "train",
         )
+
+    def check_resume(self, run: Path) -> None:
+        """Refuse a checkpoint that other settings made: another model, another teacher. Raises UserError."""
+        if self.resume is None:
+            return
+        name, changes, shapes = checkpoint.recorded(self.resume)
+        any_backend = {"backend": None}  # of attention: it may differ between the machines of one run
+        old, new = knobs(name, changes) | any_backend, knobs(*zoo.spec(self.sam)) | any_backend
+        mend = "set name=… for another run"
+        if (name, old) != (self.sam.name, new):
+            said = [f"{a} at {b['image_size']} px" for a, b in ((name, old), (self.sam.name, new))]
+            if name == self.sam.name:
+                keys = [key for key in old if key != "image_size" and old[key] != new[key]]
+                said = [", ".join([a, *(f"{k}={b[k]}" for k in keys)]) for a, b in zip(said, (old, new))]
+            raise UserError(f"{run} holds {said[0]}; the settings ask for {said[1]}: {mend}")
+        if wrong := checkpoint.differences(self.state_dict(), shapes):
+            raise UserError(f"{run} was trained by another recipe, or with another teacher or blocks ({wrong}): {mend}")
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = adamw(self.trained(), self.config.optim, steps=self.config.trainer.max_steps)
@@ -220,3 +235,26 @@ def _inside(frames: list[Frame], count: int, pixels: int, device: torch.device) 
 def build_model(spec: ModelSpec, image_size: int) -> Sam:
     """Build `spec` at `image_size` (unless the spec sets its own)."""
     return zoo.build(spec.name, **({"image_size": image_size} | dict(spec.encoder)))
+
+
+def specs(config: RecipeConfig) -> dict[str, ModelSpec]:
+    """{key: spec} of the models that a recipe's config describes."""
+    values = {part.name: getattr(config, part.name) for part in fields(config)}
+    return {key: value for key, value in values.items() if isinstance(value, ModelSpec)}
+
+
+def check_model(key: str, spec: ModelSpec, image_size: int) -> None:
+    """Build `spec` without memory, so that a wrong name or setting is found now. Raises UserError naming `key`."""
+    try:
+        with torch.device("meta"):
+            build_model(spec, image_size)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:  # a word for a number, a size below 1
+        raise UserError(f"{key}.encoder={dict(spec.encoder)} is no '{spec.name}': {str(error).splitlines()[0]}") from error
+
+
+def knobs(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's whole config, defaults included, as plain data."""
+    config = asdict(replace(zoo.ENCODERS[name].config, **changes))
+    return {key: zoo.plain(value) for key, value in config.items()}
