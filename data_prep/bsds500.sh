@@ -12,4 +12,5 @@ for kind in images:jpg groundTruth:mat; do
   found=$(find "$base/${kind%:*}/$split" -maxdepth 1 -name "*.${kind#*:}" 2>/dev/null | wc -l) || true
   [[ $found -eq $count ]] || fail "$base/${kind%:*}/$split holds $found .${kind#*:} files, not $count: unpack BSDS500 again"
 done
+[[ ! -d .venv/bin ]] || PATH="$PATH:$PWD/.venv/bin"
 exec frisket prep configs/prep_bsds500.yaml inputs="$folder" split="$split" out="data/bsds500/$split" "${@:3}"

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# SA-1B's tars -> shards.  data_prep/sa1b.sh FOLDER [key=value…]   (again to resume)
-# As a Slurm array: sbatch --array=0-9 --wrap 'data_prep/sa1b.sh FOLDER task=$SLURM_ARRAY_TASK_ID/10'
+# SA-1B's tars -> shards.  data_prep/sa1b.sh TARS [key=value…]   (again to resume)
+# TARS: the folder of Meta's sa_*.tar, or a quoted glob or brace pattern, so that some can be held out:
+#   data_prep/sa1b.sh '/data/sa1b/sa_0000{00..09}.tar' split=val out=data/sa1b/val
+# As a Slurm array: sbatch --array=0-9 --wrap 'data_prep/sa1b.sh TARS task=$SLURM_ARRAY_TASK_ID/10'
 set -euo pipefail
-folder=${1:-}
-if [[ ! -d $folder ]]; then
-  echo "data_prep/sa1b.sh: '$folder' is not a folder: give the folder of Meta's sa_*.tar first" >&2
+tars=${1:-}
+if [[ ! -d $tars && $tars != *.tar ]]; then
+  echo "data_prep/sa1b.sh: '$tars' is not a folder: give the folder of Meta's sa_*.tar, or a pattern of them, first" >&2
   exit 2
 fi
-exec frisket prep configs/prep_sa1b.yaml inputs="$folder" "${@:2}"
+[[ ! -d .venv/bin ]] || PATH="$PATH:$PWD/.venv/bin"
+exec frisket prep configs/prep_sa1b.yaml inputs="$tars" "${@:2}"

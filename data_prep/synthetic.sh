@@ -6,4 +6,5 @@ if [[ ! -d $folder ]]; then
   echo "data_prep/synthetic.sh: '$folder' is not a folder: make it (mkdir -p) and give it first" >&2
   exit 2
 fi
+[[ ! -d .venv/bin ]] || PATH="$PATH:$PWD/.venv/bin"
 exec frisket prep configs/prep_synthetic.yaml out="$folder/train" "${@:2}"
