@@ -251,7 +251,8 @@ def check_model(key: str, spec: ModelSpec, image_size: int) -> None:
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:  # a word for a number, a size below 1
-        raise UserError(f"{key}.encoder={dict(spec.encoder)} is no '{spec.name}': {str(error).splitlines()[0]}") from error
+        why = str(error).splitlines()[0]
+        raise UserError(f"{key}.encoder={dict(spec.encoder)} is no '{spec.name}': {why}") from error
 
 
 def knobs(name: str, changes: dict[str, Any]) -> dict[str, Any]:
