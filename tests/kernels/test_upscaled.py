@@ -56,9 +56,10 @@ def test_a_limit_at_a_masks_own_stability_is_decided_as_by_enlarging(step: int) 
     frame = Frame.fit((90, 150), 128)
     low = ragged(40, frame.grid, seed=5)
     towards = torch.tensor(float(step))
-    for stability in enlarged(low, frame, offset=1.0, at_least=0.5).stability:
-        if not 0 < stability < 1:
-            continue
+    found = enlarged(low, frame, offset=1.0, at_least=0.5).stability
+    found = found[(found > 0) & (found < 1)]
+    assert len(found) > 20
+    for stability in found:
         limit = float(torch.nextafter(stability, towards) if step else stability)
         same(judge(low, frame, offset=1.0, at_least=limit), enlarged(low, frame, offset=1.0, at_least=limit))
 

@@ -23,7 +23,7 @@ from frisket.bench.environment import environment
 from frisket.callbacks import Judged
 from frisket.engine.judge import Items, Verdict, judge
 from frisket.engine.rundir import RunDir, wandb_log
-from frisket.engine.strategy import place, quiet
+from frisket.engine.strategy import ACCELERATORS, place, quiet
 from frisket.errors import UserError, nearest
 from frisket.eval.task import TASKS, BaseTask, TaskConfig
 from frisket.export.report import write as page
@@ -34,7 +34,6 @@ from frisket.predict.picture import comparison
 SCHEMA = 1
 OWN = ("task", "tasks", "out")  # of a suite; not handed to its tasks
 LEAST = {"limit": 1, "pictures": 0, "workers": 0, "num_nodes": 1, "batch": 1, "seed": 0}
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 CELL = 16  # pixels: every encoder answers in cells of this side
 
 

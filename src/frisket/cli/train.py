@@ -27,12 +27,11 @@ from frisket.engine import signals
 from frisket.engine.preempt import Preempt, Stopped, exit_code
 from frisket.engine.rundir import CsvLog, RunDir, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
-from frisket.engine.strategy import exits_for_all, place, quiet
+from frisket.engine.strategy import ACCELERATORS, exits_for_all, place, quiet
 from frisket.errors import UserError, nearest
 from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:

@@ -30,6 +30,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
 from frisket.errors import UserError, nearest
 
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2")
 
 
