@@ -10,17 +10,20 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "frisket"
 FLOORS = (
-    {"config", "errors", "files", "geometry"},
-    {"sample", "kernels", "losses", "optim"},
-    {"models", "prompts"},
-    {"data", "predict", "quant"},
-    {"checkpoint", "eval", "export"},
-    {"recipes", "callbacks", "engine", "prep", "bench"},
+    {"config", "errors", "files", "geometry", "plugins"},
+    {"sample", "kernels", "losses", "optim", "place"},
+    {"models", "prompts", "picture", "environment"},
+    {"data", "weights", "predict", "quant"},
+    {"everything"},
+    {"checkpoint", "eval"},
+    {"recipes", "report", "export", "prep", "callbacks"},
+    {"engine"},
+    {"bench", "study"},
     {"cli"},
     {"__main__"},
 )
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
-GROUND_ORDER = ("errors", "files", "config", "geometry")  # floor 0's own order: config may raise and write
+GROUND_ORDER = ("errors", "plugins", "files", "config", "geometry")  # floor 0's own order: config may raise and write
 DOORS = {
     "lightning": ("data/module.py", "recipes/", "callbacks.py", "engine/", "cli/"),
     "flash_attn": ("kernels/attention.py",),

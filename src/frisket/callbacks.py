@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from frisket.files import atomic
-from frisket.predict.picture import Panel, comparison, row
+from frisket.picture import Panel, comparison, row
 from frisket.sample import Batch
 
 PEAK_FLOPS = {  # dense bf16 FLOP/s from NVIDIA's data sheets; longer names first

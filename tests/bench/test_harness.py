@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from frisket.bench import harness
-from frisket.bench.environment import cpu_bf16
 from frisket.bench.harness import BenchConfig, Case, Row, Setting, at_least, at_most
+from frisket.environment import cpu_bf16
 from frisket.errors import UserError
 
 

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from frisket import checkpoint
 from frisket.cli.main import main
-from frisket.predict.everything import EverythingConfig, everything
+from frisket.everything.generator import EverythingConfig, everything
 from frisket.predict.predictor import Predictor
 
 

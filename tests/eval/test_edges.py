@@ -15,8 +15,8 @@ from frisket.cli.eval import run
 from frisket.errors import UserError
 from frisket.eval.boundary import curve, thresholds
 from frisket.eval.edges import Config, Task
+from frisket.everything.edges import everything_edges, photograph_edges, thinned
 from frisket.models.sam import Sam
-from frisket.predict.edges import everything_edges, photograph_edges, thinned
 from frisket.predict.predictor import Predictor
 
 YAML = str(Path(__file__).parents[2] / "configs/eval_edges.yaml")

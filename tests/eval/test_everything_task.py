@@ -14,8 +14,8 @@ from frisket.errors import UserError
 from frisket.eval import everything as module
 from frisket.eval.everything import Config, Task, overlaps, ranked
 from frisket.eval.recall import THRESHOLDS
+from frisket.everything.generator import Everything, EverythingConfig, everything
 from frisket.models.sam import Sam
-from frisket.predict.everything import Everything, EverythingConfig, everything
 from frisket.predict.predictor import Predictor
 
 

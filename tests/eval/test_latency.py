@@ -15,9 +15,9 @@ from frisket.eval import subject as subject_module
 from frisket.eval.cost import macs, memory, on_meta, reduced, weights_bytes
 from frisket.eval.latency import PARTS, Config, Task
 from frisket.eval.subject import Subject, photo, photographs, spread, timer
+from frisket.everything.generator import EverythingConfig
 from frisket.models.sam import Sam
 from frisket.models.zoo import build
-from frisket.predict.everything import EverythingConfig
 
 POINTS = EverythingConfig(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
 QUICK = {

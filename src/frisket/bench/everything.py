@@ -16,10 +16,10 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from frisket.bench.harness import Case, Row, Setting, at_least, at_most
+from frisket.everything.generator import Candidates, EverythingConfig, sift
 from frisket.geometry import Frame, boxes_of_masks, upscale_logits
 from frisket.kernels.nms import nms
 from frisket.kernels.upscaled import encode
-from frisket.predict.everything import Candidates, EverythingConfig, sift
 from frisket.sample import Prediction
 
 AT_ONCE = 8  # full-size masks the baseline holds: 27 MB each
@@ -61,7 +61,7 @@ def plain(prediction: Prediction, frame: Frame, config: EverythingConfig) -> tup
 def ours(
     points: Tensor, prediction: Prediction, frame: Frame, config: EverythingConfig
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """The same by `frisket.predict.everything`."""
+    """The same by `frisket.everything.generator`."""
     found = sift(points, prediction, frame, config)
     found = Candidates.pick([found], nms(found.boxes, found.iou, config.box_nms_thresh))
     return found.iou, encode(found.logits, frame)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import frisket.bench
-from frisket.bench.environment import cpu_bf16, environment
+from frisket.environment import cpu_bf16, environment
 from frisket.errors import UserError, nearest
 from frisket.files import write_json
 

@@ -6,7 +6,7 @@
 
 Boxes and points are original pixels of the upright picture. Several boxes are several objects; all points together are
 clicks on one object (a third number 0 marks a point that is not on it), and with a single box they refine that box.
-mode=everything asks a grid of points and keeps the good masks, see frisket.predict.everything.
+mode=everything asks a grid of points and keeps the good masks, see frisket.everything.generator.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -18,11 +18,11 @@ from PIL import Image
 
 from frisket import checkpoint, config
 from frisket.errors import UserError, nearest
+from frisket.everything.generator import EverythingConfig, everything
 from frisket.files import atomic, write_json
 from frisket.geometry import Frame, boxes_of_masks, resize_image
 from frisket.kernels import rle
-from frisket.predict.everything import EverythingConfig, everything
-from frisket.predict.picture import overlay
+from frisket.picture import overlay
 from frisket.predict.predictor import Answer, Predictor
 
 YAML = (".yaml", ".yml")

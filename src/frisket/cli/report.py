@@ -3,7 +3,7 @@
     frisket report runs/eval runs/eval_latency runs/train_sam out=runs/report.html
 
 Each RUN is a folder that `frisket eval` or `frisket train` wrote, a folder of such folders (configs/eval_all.yaml's
-out=), or an eval.json. `frisket.export.report` makes the page.
+out=), or an eval.json. `frisket.report.report` makes the page.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from frisket import config
 from frisket.errors import UserError
-from frisket.export.report import write
+from frisket.report.report import write
 
 YAML = (".yaml", ".yml")
 

@@ -13,8 +13,10 @@ import importlib
 from collections.abc import Sequence
 
 from frisket import config as settings
-from frisket.cli.eval import Suite, task_module
-from frisket.cli.train import check, recipe_module
+from frisket.cli import eval as evaluating
+from frisket.cli import train as training
+from frisket.engine.evaluate import Suite
+from frisket.engine.fit import check
 from frisket.errors import UserError
 from frisket.recipes.base import RecipeConfig, knobs, specs
 
@@ -42,11 +44,11 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
 def schema(files: Sequence[str], overrides: Sequence[str]) -> type:
     """Return the config dataclass that these sources fill."""
     if settings.peek(files, overrides, "recipe"):
-        return recipe_module(files, overrides).Config
+        return training.chosen(files, overrides).Config
     if settings.peek(files, overrides, "tasks"):
         return Suite
     if settings.peek(files, overrides, "task"):
-        return task_module(files, overrides).Config
+        return evaluating.chosen(files, overrides).Config
     if settings.peek(files, overrides, "source"):
         return importlib.import_module("frisket.cli.prep").PrepConfig
     given = {key for file in files for key in settings.read(file)} | {

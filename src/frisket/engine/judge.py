@@ -20,7 +20,7 @@ from frisket.data.sampler import Failure
 from frisket.errors import UserError
 from frisket.eval.task import BaseTask, Row
 from frisket.models.sam import Sam
-from frisket.predict.picture import Panel
+from frisket.picture import Panel
 
 
 @dataclass

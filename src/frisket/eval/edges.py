@@ -4,7 +4,7 @@ Run     frisket eval configs/eval_edges.yaml maps=DIR truth=DIR thresholds=99 ou
         frisket eval configs/eval_edges.yaml maps=[hed:DIR,sobel] truth=/data/BSDS500 split=val
         frisket eval configs/eval_edges.yaml checkpoint=runs/train_sam truth=/data/BSDS500
 Source  The Berkeley benchmark (see frisket.eval.boundary) and Segment Anything's zero-shot edges (see
-        frisket.predict.edges). The benchmark itself knows no edge NMS: the protocol line says where it ran.
+        frisket.everything.edges). The benchmark itself knows no edge NMS: the protocol line says where it ran.
 
 Maps from folders are matched in the loader's workers, those of checkpoints in the judge's own process with as many
 threads (the matcher leaves Python's lock), so `workers` cores are busy either way.
@@ -23,9 +23,9 @@ from frisket.data.edgemaps import EdgeMaps
 from frisket.errors import UserError
 from frisket.eval.boundary import MAX_DIST, Counts, best, curve, rates, summary, thresholds
 from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.everything.edges import everything_edges, photograph_edges, thinned
 from frisket.models.sam import Sam
-from frisket.predict.edges import everything_edges, photograph_edges, thinned
-from frisket.predict.picture import Panel
+from frisket.picture import Panel
 from frisket.predict.predictor import Predictor, read_image
 
 SOBEL = "sobel"

@@ -25,11 +25,11 @@ from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.recall import SIZES, add, average_recall, best_iou, groups, tally
 from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.everything.generator import Everything, EverythingConfig, everything
 from frisket.geometry import Frame
 from frisket.kernels import rle
 from frisket.models.sam import Sam
-from frisket.predict.everything import Everything, EverythingConfig, everything
-from frisket.predict.picture import Panel
+from frisket.picture import Panel
 from frisket.predict.predictor import Predictor
 
 FREQUENCIES = ("f", "c", "r")

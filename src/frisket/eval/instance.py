@@ -30,7 +30,7 @@ from frisket.files import write_json
 from frisket.geometry import Frame, upscale_logits
 from frisket.kernels import rle
 from frisket.models.sam import Sam
-from frisket.predict.picture import Panel, row
+from frisket.picture import Panel, row
 from frisket.sample import Prediction, Prompts
 
 PIXELS = 1 << 25

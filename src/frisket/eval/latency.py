@@ -29,9 +29,9 @@ from frisket.errors import UserError, nearest
 from frisket.eval.cost import PRECISIONS, conditions, macs, memory
 from frisket.eval.subject import Photo, Subject, photo, photographs, switched
 from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.everything.generator import EverythingConfig
 from frisket.kernels.attention import describe
 from frisket.models.sam import Sam
-from frisket.predict.everything import EverythingConfig
 
 PARTS = ("encoder", "box", "point", "points64", "post", "end_to_end", "everything")
 COMPILE = ("", "default", "reduce-overhead", "max-autotune")

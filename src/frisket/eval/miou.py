@@ -27,7 +27,7 @@ from frisket.eval.protocols import Protocol, chosen
 from frisket.eval.task import BaseTask, Row, TaskConfig
 from frisket.geometry import Frame, mask_areas, mask_iou, upscale_logits
 from frisket.models.sam import Sam
-from frisket.predict.picture import Panel, row
+from frisket.picture import Panel, row
 from frisket.sample import FOREGROUND, Prompts
 
 PIXELS = 1 << 27

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from frisket.data.annotated import open_annotated
 from frisket.eval.cost import reduced
+from frisket.everything.generator import EverythingConfig, everything
 from frisket.geometry import Frame, mask_iou, resize_image, upscale_logits
 from frisket.models.sam import Sam
-from frisket.predict.everything import EverythingConfig, everything
 from frisket.predict.predictor import Predictor, read_image
 from frisket.sample import Prompts
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from frisket.models.sam import Sam
-from frisket.predict.picture import Panel
+from frisket.picture import Panel
+from frisket.plugins import Room
 
-TASKS = ("miou", "instance", "everything", "edges", "latency")
-"""Every task, as in `task: miou` and configs/eval_miou.yaml."""
+TASKS = Room("frisket.eval", "task", "Task")
+"""Every task, as in `task: miou` and configs/eval_miou.yaml: a file beside this one, or a plug-in of the same form."""
 
 Row = dict[str, Any]
 """What one photograph gave. "key": its name; plain numbers go to per_image.csv; arrays stay for `summarise`; names

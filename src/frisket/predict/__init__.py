@@ -1,1 +1,1 @@
-"""Sam -> masks, for people: `predictor` (embed once, prompt many) and `picture` (draw what came out)."""
+"""Sam -> masks, for people: embed once, prompt many."""

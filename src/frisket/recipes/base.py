@@ -28,8 +28,12 @@ from frisket.losses import logits_iou
 from frisket.models import zoo
 from frisket.models.sam import Sam
 from frisket.optim import OptimConfig, adamw
+from frisket.plugins import Room
 from frisket.prompts import central_points
 from frisket.sample import Batch, Prediction, Prompts
+
+RECIPES = Room("frisket.recipes", "recipe", "Module")
+"""Every recipe: a file beside this one, or a plug-in of the same form."""
 
 
 @dataclass

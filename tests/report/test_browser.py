@@ -13,7 +13,7 @@ import pytest
 from handmade import EVIL, evaluation
 from PIL import Image
 
-from frisket.export import report
+from frisket.report import report
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),

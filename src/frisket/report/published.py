@@ -13,7 +13,7 @@ from functools import cached_property
 @dataclass(frozen=True)
 class Table:
     """One printed table. `text`: its rows, "model | value | …"; `preset`: our name of its protocol, see
-    `frisket.export.results.known_as` ("": we have none, so that it never joins a table of ours)."""
+    `frisket.report.results.known_as` ("": we have none, so that it never joins a table of ours)."""
 
     task: str
     data: str

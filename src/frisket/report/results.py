@@ -1,7 +1,7 @@
 """Reads what runs left behind, and sorts their numbers into boards: one task, one protocol, one data set each.
 
 Use     found = [part for path in paths for part in read(path)]; boards(evaluations)
-Source  our choice. eval.json is `frisket.cli.eval`'s; metrics.csv and summary.json are `frisket.engine.rundir`'s. Two
+Source  our choice. eval.json is by `frisket.engine.evaluate`, the rest by `frisket.engine.rundir`. Two
         results stand in one table only when task, protocol sentence, data, limit and (for times) hardware are equal.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from frisket import config
 from frisket.errors import UserError
-from frisket.export.published import BSDS, COCO, LVIS, TABLES, Table
+from frisket.report.published import BSDS, COCO, LVIS, TABLES, Table
 
 TASKS = {
     "miou": "Boxes and clicks",

@@ -20,13 +20,13 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from frisket.errors import UserError
-from frisket.export.board import board_section, heading, published_tables
-from frisket.export.markup import Html, Line, chart, join, number, tag
-from frisket.export.published import TABLES
-from frisket.export.results import COUNTS, Board, Evaluation, Training, boards, read, scalar
-from frisket.export.style import CSS, SCRIPT
-from frisket.export.tables import QUIET, Column, cell, column, row_name, table
 from frisket.files import write_text
+from frisket.report.board import board_section, heading, published_tables
+from frisket.report.markup import Html, Line, chart, join, number, tag
+from frisket.report.published import TABLES
+from frisket.report.results import COUNTS, Board, Evaluation, Training, boards, read, scalar
+from frisket.report.style import CSS, SCRIPT
+from frisket.report.tables import QUIET, Column, cell, column, row_name, table
 
 HEADLINES = {
     "miou": ("box/miou", "click1/miou"),

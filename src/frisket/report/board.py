@@ -1,15 +1,15 @@
 """One board of the leaderboard: a table of models under one protocol and data set, its curves, all its numbers.
 
-Use     board_section(board); published_tables(tables); heading("miou")          # parts of frisket.export.report's page
-Source  our choice. Published rows stand in a board's table only where frisket.export.results says they may.
+Use     board_section(board); published_tables(tables); heading("miou")          # parts of frisket.report.report's page
+Source  our choice. Published rows stand in a board's table only where frisket.report.results says they may.
 """
 
 from collections.abc import Sequence
 
-from frisket.export.markup import Html, Line, chart, join, tag
-from frisket.export.published import Table
-from frisket.export.results import TASKS, Board, curve, scalar
-from frisket.export.tables import MEASURES, Column, below, best_of, cell, column, columns, rank, row_name, table
+from frisket.report.markup import Html, Line, chart, join, tag
+from frisket.report.published import Table
+from frisket.report.results import TASKS, Board, curve, scalar
+from frisket.report.tables import MEASURES, Column, below, best_of, cell, column, columns, rank, row_name, table
 
 
 def heading(task: str) -> str:

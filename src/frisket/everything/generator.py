@@ -22,11 +22,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from frisket.errors import UserError, nearest
+from frisket.everything.crops import Crop, crops, near_inner_edge
 from frisket.geometry import Frame, boxes_of_masks
 from frisket.kernels import rle
 from frisket.kernels.nms import nms
 from frisket.kernels.upscaled import encode, judge
-from frisket.predict.crops import Crop, crops, near_inner_edge
 from frisket.predict.predictor import Predictor
 from frisket.sample import Prediction
 

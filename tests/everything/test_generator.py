@@ -13,13 +13,9 @@ import torch
 from PIL import Image
 
 from frisket.errors import UserError
-from frisket.geometry import resize_image
-from frisket.kernels import rle
-from frisket.models.sam import Sam
-from frisket.models.zoo import build
-from frisket.predict import everything as module
-from frisket.predict.crops import crops
-from frisket.predict.everything import (
+from frisket.everything import generator as module
+from frisket.everything.crops import crops
+from frisket.everything.generator import (
     EverythingConfig,
     everything,
     grid_points,
@@ -27,6 +23,10 @@ from frisket.predict.everything import (
     without_holes,
     without_islands,
 )
+from frisket.geometry import resize_image
+from frisket.kernels import rle
+from frisket.models.sam import Sam
+from frisket.models.zoo import build
 from frisket.predict.predictor import Predictor
 from frisket.sample import Prediction, Prompts
 

@@ -5,9 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from frisket.geometry import Frame
-from frisket.models.sam import Sam
-from frisket.predict.edges import (
+from frisket.everything.edges import (
     everything_edges,
     mask_edges,
     normals,
@@ -20,7 +18,9 @@ from frisket.predict.edges import (
     strongest,
     thinned,
 )
-from frisket.predict.everything import grid_batches
+from frisket.everything.generator import grid_batches
+from frisket.geometry import Frame
+from frisket.models.sam import Sam
 from frisket.predict.predictor import Predictor
 from frisket.sample import Prediction, Prompts
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from frisket.cli.main import main
 from frisket.errors import UserError
-from frisket.export import report
-from frisket.export.markup import Html, Line, breakable, chart, tag, ticks
-from frisket.export.published import TABLES
-from frisket.export.results import Evaluation, boards, read
+from frisket.report import report
+from frisket.report.markup import Html, Line, breakable, chart, tag, ticks
+from frisket.report.published import TABLES
+from frisket.report.results import Evaluation, boards, read
 
 Put = Callable[..., Path]
 

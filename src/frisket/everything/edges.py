@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frisket.everything.generator import EverythingConfig, survivors
 from frisket.geometry import Frame, upscale_logits
-from frisket.predict.everything import EverythingConfig, survivors
 from frisket.predict.predictor import Predictor
 
 GRID = EverythingConfig(points_per_side=16, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.7)

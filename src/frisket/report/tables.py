@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frisket.export.markup import Child, Html, breakable, number, tag
-from frisket.export.results import COUNTS, Entry, scalar
+from frisket.report.markup import Child, Html, breakable, number, tag
+from frisket.report.results import COUNTS, Entry, scalar
 
 QUIET = (
     *(f"macs/{name}_g" for name in ("encoder_run", "point", "points64")),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from frisket.predict.picture import (
+from frisket.picture import (
     ACCENT,
     MOUNT,
     NEGATIVE,

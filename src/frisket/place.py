@@ -1,0 +1,41 @@
+"""Where a command runs and where its numbers go: two sets of settings that every verb shares.
+
+`place:` may differ between two machines without changing the experiment; configs/on/ holds places. Our choice.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class Place:
+    """The machine. Under Slurm devices and num_nodes come from the allocation."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    """auto: CUDA where torch sees a GPU."""
+    devices: str = "auto"
+    """How many per node; auto: all GPUs, or one CPU process."""
+    num_nodes: int = 1
+    """Nodes, outside Slurm."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Of the computation; weights stay fp32."""
+    strategy: Literal["auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2"] = "auto"
+    """How ranks work together; auto: DDP where there are several."""
+    threads: int | None = None
+    """CPU threads of torch; null leaves its default."""
+    workers: int = 4
+    """Processes that read data, per device."""
+    images_per_device: int | None = None
+    """Images a device takes at once; null: as many as the global batch asks of it."""
+    prompts_at_once: int | None = None
+    """Prompts decoded (and back-propagated) at once, to bound memory; null: all."""
+
+
+@dataclass
+class Log:
+    """Weights & Biases."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online with a key and a server that answers, else offline."""
+    project: str = "frisket"
+    """W&B's project."""
