@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from omegaconf import MISSING
@@ -26,6 +26,26 @@ class Schema:
     on: bool = True
     optim: Inner = field(default_factory=Inner)
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Old:
+    """A schema whose keys had other names."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "trainer.accelerator": "place.accelerator",
+        "trainer.accumulate": "derived from data.global_batch",
+        "generator": "everything",
+    }
+    place: dict[str, Any] = field(default_factory=dict)
+    wandb: Literal["auto", "online", "off"] = "auto"
+    parts: list[Literal["encoder", "decoder"]] = field(default_factory=list)
+    threads: int | None = field(default=None, metadata={"least": 1, "most": 512})
+
+
+@dataclass
+class Older(Old):
+    renamed: ClassVar[dict[str, str]] = {"side": "image_size"}
 
 
 @dataclass
@@ -214,4 +234,82 @@ def test_flatten_for_loggers() -> None:
 
 def test_keys_of_a_nested_schema() -> None:
     assert config.keys(Schema, "optim") == ["lr", "betas", "schedule", "blocks"]
-    assert config.is_config(Schema()) and not config.is_config(Schema) and not config.is_config(3)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.accelerator=cpu", "trainer.accelerator is now place.accelerator"),
+        ("trainer={accelerator: cpu}", "trainer.accelerator is now place.accelerator"),
+        ("trainer.accumulate=2", "trainer.accumulate is now derived from data.global_batch"),
+        ("generator.crops.layers=1", "generator.crops.layers is now everything.crops.layers"),
+        ("side=64", "side is now image_size"),
+        ("generators=1", "unknown key 'generators'"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(write, override: str, sentence: str) -> None:
+    assert message([], [override], schema=Older).startswith(f"override '{override}': {sentence}")
+    key, _, value = override.partition("=")
+    for name in reversed(key.split(".")):
+        value = f"{{{name}: {value}}}"
+    assert f"a.yaml: {sentence}" in message([write(value)], schema=Older)
+    if "now" in sentence:
+        with pytest.raises(UserError, match=f"run: {sentence}"):
+            config.from_dict(Older, config.read(write(value)), "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("wandb=of", "wandb=of must be one of auto, online, off: did you mean 'off'?"),
+        ("wandb=3", "wandb=3 must be one of auto, online, off"),
+        ("wandb={a: 1}", "wandb={'a': 1} must be one of auto, online, off"),
+        ("parts=[encoder,decodr]", "parts[1]=decodr must be one of encoder, decoder: did you mean 'decoder'?"),
+        ("parts={}", "parts={} must be a list, as in [a, b]"),
+        ("parts=on", "parts[0]=True must be one of encoder, decoder"),
+    ],
+)
+def test_a_closed_choice_names_key_value_and_choices(override: str, sentence: str) -> None:
+    assert message([], [override], schema=Old) == f"override '{override}': {sentence}"
+
+
+def test_yamls_off_and_on_are_words_where_words_are_wanted(write) -> None:
+    assert config.load(Old, [write("wandb: off")]).wandb == "off"
+    assert config.load(Old, [], ["wandb=on"]).wandb == "auto"
+    assert config.load(Old, [], ["parts=encoder"]).parts == ["encoder"]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("threads=0", "threads=0 must be 1 or more"),
+        ("threads=100000000000", "threads=100000000000 must be 512 or less"),
+    ],
+)
+def test_bounds_stand_beside_the_field(override: str, sentence: str) -> None:
+    assert message([], [override], schema=Old) == sentence
+    with pytest.raises(UserError, match="run: threads=0 must be 1 or more"):
+        config.from_dict(Old, {"threads": 0}, "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"), [("optim.lr=nan", "optim.lr=nan"), ("optim.betas=[0.9,inf]", "optim.betas=(0.9, inf)")]
+)
+def test_a_number_is_finite(override: str, key: str) -> None:
+    assert message([], [override]) == f"{key} must be a finite number"
+
+
+def test_an_interpolation_of_an_unknown_key(write) -> None:
+    assert message([write("steps: ${nothing}")]).endswith("a.yaml: Interpolation key 'nothing' not found (key 'steps')")
+    with pytest.raises(UserError, match=r"plugins: .*nothing"):
+        config.peek([write("plugins: ${nothing}")], [], "plugins")
+
+
+def test_our_yamls_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config.peek(["train_sam"], [], "recipe") == "train_sam"
+    assert config.find("on/debug") == Path(__file__).parents[1] / "configs" / "on" / "debug.yaml"
+    assert "did you mean train_sam?" in message(["train_sma"])
+    (tmp_path / "train_sam").mkdir()  # what is there wins
+    words = ["eval_miou", "a.jpg", "mine.yaml", "train_sam", "runs/eval_miou"]
+    assert config.split(words) == (["eval_miou", "mine.yaml"], ["a.jpg", "train_sam", "runs/eval_miou"])

@@ -3,18 +3,26 @@
     config = load(TrainConfig, ["configs/distill_lightening.yaml", "configs/on/a100.yaml"], ["optim.lr=1e-4"])
 
 The only module that imports OmegaConf (https://omegaconf.readthedocs.io), used as the merge engine: the dataclass is
-the truth. A list in a later source replaces the earlier one; mappings merge. Unknown keys are refused with the nearest
-right one. Open mappings (`dict[str, Any]`, used for an encoder's own settings) are checked by whoever reads them.
+the truth. A list in a later source replaces the earlier one; mappings merge. Open mappings (`dict[str, Any]`, used for
+an encoder's own settings) are checked by whoever reads them. What a dataclass says of its fields is checked here:
+
+    schedule: Literal["cosine", "constant"] = "cosine"            other words are refused, with the nearest right one
+    steps: int = field(default=10, metadata={"least": 1})         bounds, also "most"; NaN and infinity never pass
+    renamed: ClassVar[dict[str, str]] = {"trainer.accelerator": "place.accelerator", "generator": "everything"}
+        old keys (or whole branches) and what they are now: a key, or words ("derived from data.global_batch")
+
+A YAML of ours goes by its name too: "train_sam" is configs/train_sam.yaml, "on/a100" is configs/on/a100.yaml.
 """
 
 import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -26,22 +34,42 @@ from frisket.files import write_text
 
 T = TypeVar("T")
 
+SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to configs/
+SPOKEN = {False: ("off", "no"), True: ("on", "yes", "auto")}  # YAML reads a bare off as false
+
 
 def load(schema: type[T], files: Sequence[Path | str], overrides: Sequence[str] = ()) -> T:
     """Return an instance of the dataclass `schema`, filled from YAML `files` and then `key=value` overrides.
 
     Raises UserError for a missing file, bad YAML, an unknown key (with the nearest right one), a value of the wrong
-    type, or a mandatory field left unset; the sentence names the file or the override.
+    type or out of bounds, or a mandatory field left unset; the sentence names the file or the override.
     """
     merged = OmegaConf.structured(schema)
     for source, part in _sources(files, overrides):
         merged = _merge(schema, merged, part, source)
-    return _finish(merged, ", ".join(str(file) for file in files) or "the configuration")
+    config = _finish(merged, ", ".join(str(file) for file in files) or "the configuration")
+    _bounded(config)
+    return config
 
 
 def from_dict(schema: type[T], values: dict[str, Any], where: str) -> T:
     """The same checks for a plain mapping; `where` names it in errors."""
-    return _finish(_merge(schema, OmegaConf.structured(schema), OmegaConf.create(values), where), where)
+    config = _finish(_merge(schema, OmegaConf.structured(schema), OmegaConf.create(values), where), where)
+    _bounded(config, f"{where}: ")
+    return config
+
+
+def find(word: Path | str) -> Path | None:
+    """The YAML that a word means: the file it names, or ours of that name; None when it means neither."""
+    path, ours = Path(word), SHIPPED / f"{word}.yaml"
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return path
+    return ours.resolve() if not path.is_absolute() and ours.is_file() and not path.exists() else None
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(YAMLs, other words) of a command that also takes pictures or folders."""
+    return [word for word in words if find(word)], [word for word in words if not find(word)]
 
 
 def peek(files: Sequence[Path | str], overrides: Sequence[str], key: str) -> Any:
@@ -52,7 +80,11 @@ def peek(files: Sequence[Path | str], overrides: Sequence[str], key: str) -> Any
             merged = OmegaConf.merge(merged, part)
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {_line(error)}") from error
-    return OmegaConf.select(merged, key)
+    try:
+        value = OmegaConf.select(merged, key)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {_line(error)}") from error
+    return OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
 
 
 def show(config: Any) -> str:
@@ -80,14 +112,16 @@ def save(config: Any, path: Path | str) -> None:
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Return {dotted key: value} of a config dataclass, for loggers and for comparing two runs."""
+    """Return {dotted key: value} of a config dataclass or a nested mapping, for loggers and for comparing two runs."""
+    if dataclasses.is_dataclass(config):
+        config = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
 
     def walk(prefix: str, value: Any) -> dict[str, Any]:
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             return {k: v for key, inner in value.items() for k, v in walk(f"{prefix}{key}.", inner).items()}
-        return {prefix.rstrip("."): value}
+        return {prefix.rstrip("."): list(value) if isinstance(value, tuple) else value}
 
-    return walk("", OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True))
+    return walk("", config) if config else {}
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -99,10 +133,11 @@ def read(path: Path | str) -> dict[str, Any]:
 def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
     parts: list[tuple[str, DictConfig]] = []
     for file in files:
-        if not Path(file).is_file():
-            raise UserError(f"config file {file} does not exist: {_beside(Path(file))}")
+        path = find(file) or Path(file)
+        if not path.is_file():
+            raise UserError(f"config file {file} does not exist: {_beside(path)}")
         try:
-            part = OmegaConf.load(file)
+            part = OmegaConf.load(path)
         except (YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"{file} is not valid YAML: {_line(error)}") from error
         except OSError as error:  # OmegaConf's word for a top level that is a number
@@ -123,45 +158,99 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
 
 def _beside(missing: Path) -> str:
     """A hint: the YAML beside `missing`, or else under configs/, whose name is nearest."""
-    for folder in (missing.parent, Path("configs")):
-        names = {path.stem: str(path) for path in folder.glob("*.yaml")}
+    ours = {path.stem: path.stem for path in SHIPPED.glob("*.yaml")}
+    for names in ({path.stem: str(path) for path in missing.parent.glob("*.yaml")}, ours):
         close = difflib.get_close_matches(missing.stem, names, n=1, cutoff=0.5)
         if close:
             return f"did you mean {names[close[0]]}?"
-    return "give the path of a YAML file, and `ls configs` shows ours"
+    return f"give the path of a YAML file, or one of ours by name: {', '.join(sorted(ours))}"
 
 
 def _merge(schema: type, merged: Any, part: DictConfig, source: str) -> Any:
+    for key in flatten(OmegaConf.to_container(part)):
+        if now := _renamed(schema, key):
+            raise UserError(f"{source}: {key} is now {now}")
     try:
-        return OmegaConf.merge(merged, _listed(merged, part))
+        _fit(merged, part, "")
+        return OmegaConf.merge(merged, part)
     except ConfigKeyError as error:
         raise UserError(f"{source}: {_unknown(schema, error)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_empty(part, error) or _line(error) + _key(error)}") from error
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
-def _listed(merged: Any, part: DictConfig) -> DictConfig:
-    """The part, with a single word written as a list of one wherever the schema wants a list (checkpoint=runs/a)."""
+def _renamed(schema: type, key: str) -> str:
+    """What became of an old key: the longest entry of the schema's `renamed` that covers it; '' when none does."""
+    renamed: dict[str, str] = {}
+    for kind in reversed(schema.__mro__):
+        renamed |= vars(kind).get("renamed", {})
+    old = max((old for old in renamed if f"{key}.".startswith(f"{old}.")), key=len, default=None)
+    if old is None:
+        return ""
+    return renamed[old] + ("" if " " in renamed[old] else key[len(old) :])
+
+
+def _fit(mine: Any, part: DictConfig, prefix: str) -> None:
+    """Bring `part` into the schema's types where its meaning is plain, in place: a single word where a list is wanted
+    (checkpoint=runs/a), YAML's false for the word off. Raises UserError for a word that is none of a Literal's choices,
+    and for a mapping where a list is wanted."""
     for key in part:
-        mine = merged._get_node(key) if isinstance(merged, DictConfig) and key in merged else None
-        given = part._get_node(key)
-        if isinstance(mine, DictConfig) and isinstance(given, DictConfig):
-            _listed(mine, given)
-        elif _is_list(mine) and isinstance(given, ValueNode) and given._value() is not None:
+        node = mine._get_node(key) if isinstance(mine, DictConfig) and key in mine else None
+        given, name = part._get_node(key), f"{prefix}{key}"
+        if isinstance(node, DictConfig) and isinstance(given, DictConfig):
+            _fit(node, given, f"{name}.")
+        if not isinstance(node, ListConfig):
+            _choose(node._metadata.ref_type if node is not None else None, part, key, name)
+            continue
+        if isinstance(given, DictConfig):
+            raise UserError(f"{name}={OmegaConf.to_container(given)} must be a list, as in [a, b]")
+        # a tuple is a pair of numbers, say: never meant by one
+        if isinstance(given, ValueNode) and given._value() is not None and get_origin(node._metadata.ref_type) is list:
             part[key] = [given._value()]
-    return part
+        items = part._get_node(key)
+        for index in range(len(items) if isinstance(items, ListConfig) and not items._is_none() else 0):
+            _choose(node._metadata.element_type, items, index, f"{name}[{index}]")
 
 
-def _is_list(node: Any) -> bool:
-    """Whether a node of the schema is a list, not a tuple: a pair of numbers is never meant by one."""
-    return isinstance(node, ListConfig) and get_origin(node._metadata.ref_type) is list
+def _choose(kind: Any, part: Any, key: Any, name: str) -> None:
+    """Check part[key] against a Literal type."""
+    node = part._get_node(key)
+    if get_origin(kind) is not Literal or node._is_interpolation() or node._is_none():
+        return
+    choices, value = get_args(kind), node._value() if isinstance(node, ValueNode) else OmegaConf.to_container(node)
+    meant = SPOKEN[value] if isinstance(value, bool) else (str(value),)
+    chosen = next((choice for word in meant for choice in choices if str(choice) == word), None)
+    if chosen is None:
+        close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+        hint = f": did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"{name}={value} must be one of {', '.join(map(str, choices))}{hint}")
+    part[key] = chosen
+
+
+def _bounded(config: Any, where: str = "", prefix: str = "") -> None:
+    """Raise UserError for a number of the dataclass outside its field's bounds, or not finite."""
+    for part in dataclasses.fields(config):
+        value, key = getattr(config, part.name), f"{prefix}{part.name}"
+        if dataclasses.is_dataclass(value):
+            _bounded(value, where, f"{key}.")
+        least, most = part.metadata.get("least", -math.inf), part.metadata.get("most", math.inf)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(number, int | float):
+                continue
+            if not math.isfinite(number):
+                raise UserError(f"{where}{key}={value} must be a finite number")
+            if not least <= number <= most:
+                bound = f"{least} or more" if number < least else f"{most} or less"
+                raise UserError(f"{where}{key}={value} must be {bound}")
 
 
 def _finish(merged: Any, where: str) -> Any:
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
-    if missing:
-        raise UserError(f"{where} leaves {', '.join(missing)} unset: give it in the YAML or as {missing[0]}=…")
     try:
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{where} leaves {', '.join(missing)} unset: give it in the YAML or as {missing[0]}=…")
         return OmegaConf.to_object(merged)  # resolves only now: an overridden ${oc.env:…} is never looked up
     except OmegaConfBaseException as error:
         unset = re.search(r"Environment variable '(\w+)' not found", str(error))
@@ -205,8 +294,3 @@ def _line(error: BaseException) -> str:
 def _key(error: OmegaConfBaseException) -> str:
     full = getattr(error, "full_key", None)
     return f" (key '{full}')" if full else ""
-
-
-def is_config(value: Any) -> bool:
-    """Whether `value` is a config dataclass instance."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)

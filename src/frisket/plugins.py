@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +23,14 @@ from frisket.errors import UserError, nearest
 
 GROUP = "frisket.plugins"
 _outside: dict[str, ModuleType] = {}  # dotted name -> module, in the order they were loaded
+
+
+@dataclass(kw_only=True)
+class Extensible:
+    """Settings of a verb. What it names here is imported (by frisket.cli.main) before the verb starts."""
+
+    plugins: list[str] = field(default_factory=list)
+    """Modules from outside, by dotted name: recipes, tasks, encoders, strategies, prep sources (docs/extend.md)."""
 
 
 def load(names: Iterable[str]) -> None:

@@ -27,13 +27,14 @@ import frisket.bench
 from frisket.environment import cpu_bf16, environment
 from frisket.errors import UserError, nearest
 from frisket.files import write_json
+from frisket.plugins import Extensible
 
 MIN_SAMPLE = 0.02  # seconds
 SCHEMA = 1
 
 
 @dataclass
-class BenchConfig:
+class BenchConfig(Extensible):
     """What to measure.
 
     rows: names, all when empty; quick: tiny sizes that prove the mechanism, never a speed; threads: CPU threads of both

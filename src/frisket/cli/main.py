@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from frisket import __version__
+from frisket import __version__, plugins
+from frisket import config as settings
 from frisket.engine.signals import held
 from frisket.errors import UserError, nearest
 
@@ -85,6 +86,8 @@ def usage(verb: str | None = None) -> str:
 
 
 def _run(verb: str, files: list[str], overrides: list[str]) -> int:
+    named = settings.peek(settings.split(files)[0], overrides, "plugins") or []
+    plugins.load([named] if isinstance(named, str) else named)
     return int(importlib.import_module(f"frisket.cli.{verb}").run(files, overrides) or 0)
 
 

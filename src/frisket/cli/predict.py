@@ -23,15 +23,15 @@ from frisket.files import atomic, write_json
 from frisket.geometry import Frame, boxes_of_masks, resize_image
 from frisket.kernels import rle
 from frisket.picture import overlay
+from frisket.plugins import Extensible
 from frisket.predict.predictor import Answer, Predictor
 
-YAML = (".yaml", ".yml")
 MODES = ("prompts", "everything")
 SHEET = 1600  # px: the longest side of a picture of everything, which may hold a thousand masks
 
 
 @dataclass
-class PredictConfig:
+class PredictConfig(Extensible):
     """What to ask and where to write.
 
     image: the picture (or the first word of the command); checkpoint: whatever `frisket.checkpoint.load` takes; mode:
@@ -54,8 +54,7 @@ class PredictConfig:
 
 def run(files: list[str], overrides: list[str]) -> int:
     """Answer the prompts, write the PNG and the JSON, print a line per mask; return the exit code."""
-    yamls = [file for file in files if Path(file).suffix.lower() in YAML]
-    pictures = [file for file in files if file not in yamls]
+    yamls, pictures = config.split(files)
     settings = config.load(PredictConfig, yamls, overrides)
     if len(pictures) > 1:
         raise UserError(f"predict takes one picture, not {len(pictures)} ({', '.join(pictures)}): run it once for each")

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from frisket import config
 from frisket.errors import UserError
+from frisket.plugins import Extensible
 from frisket.report.report import write
-
-YAML = (".yaml", ".yml")
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(Extensible):
     """runs: folders, or the command's words; out: the page; title: its heading."""
 
     runs: list[str] = field(default_factory=list)
@@ -27,11 +26,11 @@ class ReportConfig:
 
 def run(files: list[str], overrides: list[str]) -> int:
     """Write the page and say where it is; return the exit code."""
-    yamls = [file for file in files if Path(file).suffix.lower() in YAML]
+    yamls, folders = config.split(files)
     settings = config.load(ReportConfig, yamls, overrides)
     if Path(settings.out).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"out={settings.out} must end in .html: the report is one page")
-    given = [file for file in files if file not in yamls] or settings.runs
+    given = folders or settings.runs
     path = write(given, settings.out, title=settings.title)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens offline)")
     return 0

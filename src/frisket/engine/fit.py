@@ -186,7 +186,7 @@ def _announce(config: RecipeConfig, folder: RunDir, resume: Path | None) -> None
     """Say what happens, and name the settings that changed since the last start."""
     say(f"{config.recipe}: {folder.path}, " + (f"continuing from {resume}" if resume else "from the start"))
     if resume and folder.config.exists():
-        before, now = _flat(settings.read(folder.config)), _flat(settings.flatten(config))
+        before, now = settings.flatten(settings.read(folder.config)), settings.flatten(config)
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 say(f"  changed since the last start: {key}: {before.get(key)} -> {now.get(key)}")
@@ -195,12 +195,6 @@ def _announce(config: RecipeConfig, folder: RunDir, resume: Path | None) -> None
 @rank_zero_only
 def _remember(config: RecipeConfig, folder: RunDir) -> None:
     settings.save(config, folder.config)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {k: v for key, inner in tree.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): list(tree) if isinstance(tree, tuple) else tree}
 
 
 def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from frisket.models.sam import Sam
 from frisket.picture import Panel
-from frisket.plugins import Room
+from frisket.plugins import Extensible, Room
 
 TASKS = Room("frisket.eval", "task", "Task")
 """Every task, as in `task: miou` and configs/eval_miou.yaml: a file beside this one, or a plug-in of the same form."""
@@ -26,7 +26,7 @@ that begin with "_" (masks, say) live only until the photograph's picture is dra
 
 
 @dataclass
-class TaskConfig:
+class TaskConfig(Extensible):
     """Shared by all tasks.
 
     checkpoint: models, in the table's order, each what frisket.checkpoint.load takes (run folder, file, zoo name),

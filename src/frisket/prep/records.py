@@ -21,10 +21,11 @@ from frisket.data.sa1b import QUALITY, decode_jpeg, encode_jpeg
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
 from frisket.kernels import rle
+from frisket.plugins import Extensible
 
 
 @dataclass
-class PrepConfig:
+class PrepConfig(Extensible):
     """Settings of `frisket prep`. One flat list: a source ignores what is not its own (named in brackets)."""
 
     source: Literal["sa1b", "bsds500", "synthetic", "embed"]

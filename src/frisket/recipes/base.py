@@ -28,7 +28,7 @@ from frisket.losses import logits_iou
 from frisket.models import zoo
 from frisket.models.sam import Sam
 from frisket.optim import OptimConfig, adamw
-from frisket.plugins import Room
+from frisket.plugins import Extensible, Room
 from frisket.prompts import central_points
 from frisket.sample import Batch, Prediction, Prompts
 
@@ -75,7 +75,7 @@ class LogConfig:
 
 
 @dataclass
-class RecipeConfig:
+class RecipeConfig(Extensible):
     """Shared by all recipes. The run folder is out/name; name defaults to the recipe."""
 
     recipe: str = ""
