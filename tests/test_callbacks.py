@@ -150,7 +150,7 @@ def test_clock(seconds, text):
 
 
 def test_gallery_draws_on_its_steps_and_disturbs_nothing(tmp_path):
-    with_gallery = fit(tmp_path, Gallery(tmp_path / "gallery", every=2, images=8))
+    with_gallery = fit(tmp_path, Gallery(tmp_path, every=2, images=8))
     assert sorted(p.name for p in (tmp_path / "gallery").iterdir()) == ["step-000002.png", "step-000004.png"]
     assert fit(tmp_path).seen == with_gallery.seen  # the same random numbers with and without
     sheet = Image.open(tmp_path / "gallery" / "step-000002.png")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from frisket import checkpoint
+from frisket.checkpoint import MODEL_STATES
 from frisket.errors import UserError
 from frisket.models.sam import Sam
 from frisket.models.zoo import ENCODERS, build
+from frisket.runfiles import RunFiles
 
 SMALL = {"image_size": 64, "width": 16, "depth": 1, "heads": 2, "global_blocks": (0,)}
 
@@ -70,7 +73,7 @@ def test_the_shape_of_a_training_checkpoint(sam: Sam, tmp_path: Path, folder: bo
     else:
         torch.save(training_checkpoint(sam), path)
     state = torch.get_rng_state()
-    made = checkpoint.like(path)
+    made = checkpoint.like(checkpoint.recorded(path))
     assert torch.equal(state, torch.get_rng_state())
     assert (made.name, made.changes) == (sam.name, sam.changes)
     assert checkpoint.fingerprint(made.state_dict()) == checkpoint.fingerprint(sam.state_dict())
@@ -79,9 +82,9 @@ def test_the_shape_of_a_training_checkpoint(sam: Sam, tmp_path: Path, folder: bo
 
 def test_the_shape_of_something_else_is_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {}}, path)
+    torch.save({"state_dict": {}, "global_step": 1}, path)
     with pytest.raises(UserError, match=r"last\.ckpt has no 'frisket' record"):
-        checkpoint.like(path)
+        checkpoint.recorded(path)
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(sam: Sam, tmp_path: Path) -> None:
@@ -109,6 +112,7 @@ import os, sys
 os.environ.update(DS_ACCELERATOR="cpu", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
 import torch, deepspeed
 from frisket import checkpoint
+from frisket.checkpoint import MODEL_STATES
 folder, weights = sys.argv[1:]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.rendezvous", rank=0, world_size=1)
 module = torch.nn.Module()
@@ -273,38 +277,78 @@ def touch(path: Path, seconds: int) -> None:
     os.utime(path, ns=(seconds * 10**9, seconds * 10**9))
 
 
-def test_newest_goes_by_time_then_step(sam: Sam, tmp_path: Path) -> None:
+def test_newest_goes_by_time(sam: Sam, tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
     assert checkpoint.newest(tmp_path / "nowhere") is None
-    (tmp_path / "checkpoints").mkdir()
-    last, preempt = tmp_path / "checkpoints/last.ckpt", tmp_path / "checkpoints/preempt.ckpt"
-    first, second = tmp_path / "hpc_ckpt_1.ckpt", tmp_path / "hpc_ckpt_2.ckpt"
-    for path, step in ((last, 10), (preempt, 30), (first, 20), (second, 13)):
+    run = RunFiles(tmp_path)
+    run.checkpoints.mkdir()
+    for path, step, seconds in ((run.last, 10, 100), (run.preempt, 30, 100), (run.previous, 20, 50)):
         torch.save(training_checkpoint(sam, step), path)
-    for path, seconds in ((last, 100), (preempt, 100), (first, 100), (second, 200)):
         touch(path, seconds)
-    assert checkpoint.newest(tmp_path) == second  # by time, although its step is lower
-    touch(second, 50)
-    assert checkpoint.newest(tmp_path) == preempt  # one time: by step
-    touch(last, 300)
-    assert checkpoint.newest(tmp_path) == last
+    assert checkpoint.newest(tmp_path) == checkpoint.recorded(run.preempt)  # of one time: what a run writes later
+    touch(run.last, 300)
+    found = checkpoint.newest(tmp_path)
+    assert found and (found.path, found.step, found.name, found.changes) == (run.last, 10, sam.name, sam.changes)
+    assert found.shapes["projections.0.weight"] == (4, 4) and found.ranks is None
 
 
-def test_newest_passes_over_what_a_kill_left(sam: Sam, tmp_path: Path) -> None:
-    good = tmp_path / "checkpoints/last.ckpt"
-    good.parent.mkdir()
-    torch.save(training_checkpoint(sam), good)
-    touch(good, 100)
-    (good.parent / "preempt.ckpt").write_bytes(good.read_bytes()[:-1000])
-    (tmp_path / "hpc_ckpt_1.ckpt").touch()
-    (good.parent / ".last.ckpt.77.tmp").write_bytes(good.read_bytes())
-    unfinished = deepspeed_folder(tmp_path / "hpc_ckpt_2.ckpt", sam)
-    (unfinished / "latest").unlink()
-    assert checkpoint.newest(tmp_path) == good
-    with pytest.raises(UserError, match=r"holds no model\.pt and no finished checkpoint"):
-        checkpoint.load(unfinished)
-    (unfinished / "latest").write_text("checkpoint")
-    assert checkpoint.newest(tmp_path) == unfinished
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("gone.ckpt")
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle, where the tensors are."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, dangle, flip])
+def test_a_damaged_newest_falls_back_with_a_warning_and_nothing_readable_is_refused(
+    sam: Sam, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    run = RunFiles(tmp_path)
+    run.checkpoints.mkdir()
+    for path, step in ((run.previous, 3), (run.last, 6)):
+        torch.save(training_checkpoint(sam, step), path)
+        touch(path, 100 + step)
+    damage(run.last)
+    found = checkpoint.newest(tmp_path)
+    assert found and (found.path, found.step) == (run.previous, 3)
+    said = capsys.readouterr().err
+    assert said.startswith(f"frisket: {run.last} ") and f"going on from {run.previous}, step 3" in said
+    damage(run.previous)
+    with pytest.raises(UserError, match=r"no checkpoint of .* can be read .*\.ckpt .*; .*\.ckpt .*: restore one"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_damaged_part_of_a_deepspeed_folder_is_seen(sam: Sam, tmp_path: Path) -> None:
+    folder = deepspeed_folder(tmp_path / "last.ckpt", sam)
+    states = torch.load(folder / "checkpoint" / MODEL_STATES, weights_only=True)
+    torch.save(states | {"dp_world_size": 2}, folder / "checkpoint" / MODEL_STATES)
+    parts = [folder / "checkpoint" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
+    for part in parts:
+        torch.save({"state": torch.randn(2000)}, part)
+    assert checkpoint.recorded(folder).ranks == 2
+    whole = parts[1].read_bytes()
+    for damage in (cut, empty, flip, Path.unlink):
+        damage(parts[1])
+        with pytest.raises(UserError, match=r"zero_pp_rank_1.*damaged|1 of the 2 parts"):
+            checkpoint.recorded(folder)
+        parts[1].write_bytes(whole)
+    for text in ("", "gone", "\0"):
+        (folder / "latest").write_text(text)
+        with pytest.raises(UserError, match="unfinished DeepSpeed checkpoint"):
+            checkpoint.recorded(folder)
 
 
 def test_run_folder_is_its_model_or_its_newest_checkpoint(sam: Sam, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "frisket"
 FLOORS = (
-    {"config", "errors", "files", "geometry", "plugins"},
+    {"config", "errors", "files", "geometry", "plugins", "runfiles"},
     {"sample", "kernels", "losses", "optim", "place"},
     {"models", "prompts", "picture", "environment"},
     {"data", "weights", "predict", "quant"},

@@ -1,7 +1,7 @@
 """What a person sees while it trains: speed, a progress line, a gallery of masks, and a record of sample ids.
 
     speed = Throughput(every=10, images_per_batch=…)
-    callbacks = [speed, Gallery(run / "gallery", every=500, images=8), …, Progress(speed, every=10)]   # Progress last
+    callbacks = [speed, Gallery(run, every=500, images=8), …, Progress(speed, every=10)]   # Progress last
 
 Our choice. Log names: speed/images_per_second, speed/data_wait, speed/memory_gib, speed/mfu.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from frisket.files import atomic
 from frisket.picture import Panel, comparison, row
+from frisket.runfiles import RunFiles
 from frisket.sample import Batch
 
 PEAK_FLOPS = {  # dense bf16 FLOP/s from NVIDIA's data sheets; longer names first
@@ -210,11 +211,11 @@ def clock(seconds: float) -> str:
 class Gallery(L.Callback):
     """Every `every` steps draw the same validation images: image, then the recipe's columns, with IoU against truth.
 
-    Rank 0 alone draws, with the recipe's own modules (no collective), into `folder/step-NNNNNN.png` and to W&B.
+    Rank 0 alone draws, with the recipe's own modules (no collective), into the gallery of run folder `run` and to W&B.
     """
 
-    def __init__(self, folder: Path, every: int, images: int) -> None:
-        self.folder, self.every, self.images = folder, every, images
+    def __init__(self, run: Path, every: int, images: int) -> None:
+        self.files, self.every, self.images = RunFiles(run), every, images
         self._batches: list[Batch] | None = None
         self._drawn = -1
 
@@ -238,7 +239,7 @@ class Gallery(L.Callback):
                     module.training = mode
         if not rows:
             return
-        path = self.folder / f"step-{step:06d}.png"
+        path = self.files.pictures(step)
         with atomic(path) as tmp:
             comparison(rows[: self.images], width=224).save(tmp, format="PNG")
         for logger in trainer.loggers:
@@ -275,20 +276,19 @@ def panels(batch: Batch, columns: dict[str, Tensor], index: int) -> list[Panel]:
 
 
 class Samples(L.Callback):
-    """Write `folder/samples.jsonl` (`samples-rankR.jsonl` for R > 0): a line {"step", "keys"} per batch.
+    """Write the sample ids of each rank into run folder `run`: a line {"step", "keys"} per batch.
 
     A resume drops the lines after the checkpoint's step, so the file reads like that of an uninterrupted run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._path = folder / "samples.jsonl"
+    def __init__(self, run: Path) -> None:
+        self.files = RunFiles(run)
+        self._path = self.files.samples(0)
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop what lies after the step we start from."""
-        rank = trainer.global_rank
-        self._path = self.folder / ("samples.jsonl" if rank == 0 else f"samples-rank{rank}.jsonl")
+        self._path = self.files.samples(trainer.global_rank)
         kept = []
         if self._path.exists():
             text = self._path.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """The one door for weights on disk: load any of our forms or Meta's, save ours, find the newest checkpoint of a run.
 
 Use     `sam = load("sam_vit_h")`, `load("runs/distill_lightening")`, `save(sam, "model.pt", provenance={...})`,
-        `like(newest(run))` to resume into; `recorded(newest(run))` what a run holds, without building it
+        `resume = newest("runs/distill_lightening")`: what its training goes on from; `like(resume)`: the Sam for it
 Source  Meta's files as published (arXiv 2304.02643); the model.pt layout and the order of `newest` are our choice.
 
 Forms `load` reads, all but one with PyTorch's weights-only unpickler (no code of the file ever runs):
@@ -20,6 +20,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frisket.errors import UserError, nearest
-from frisket.files import atomic
+from frisket.errors import UserError, nearest, warn
+from frisket.files import atomic, check_zip
 from frisket.models.sam import Sam
 from frisket.models.zoo import ENCODERS, build, spec
+from frisket.runfiles import RunFiles
 
 FORMAT = 1
 PREFIX = "sam."
 MODEL_STATES = "mp_rank_00_model_states.pt"
-NEWEST = ("checkpoints/last.ckpt", "checkpoints/preempt.ckpt", "hpc_ckpt_*.ckpt")
 SHOWN = 3
 
 Shapes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A training checkpoint (file or DeepSpeed folder) and its facts, read once per start. No weights are held."""
+
+    path: Path
+    step: int
+    """Optimizer steps done."""
+    name: str
+    """The zoo name of the model trained."""
+    changes: dict[str, Any]
+    """What its encoder's config changes of the zoo's."""
+    shapes: dict[str, tuple[int, ...]]
+    """{key: shape} of the whole training module."""
+    ranks: int | None = None
+    """How many ranks a DeepSpeed checkpoint is split over; None for a file, which any number can read."""
 
 
 def fingerprint(state: Shapes) -> str:
@@ -77,29 +95,32 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Sam:
     return sam.to(device).eval()
 
 
-def like(training: Path) -> Sam:
-    """A Sam of the shape that a training checkpoint (file or DeepSpeed folder) holds; its weights are not read.
-
-    Raises UserError when the checkpoint is damaged or not this project's.
-    """
-    name, changes, _ = recorded(training)
+def like(resume: Resume) -> Sam:
+    """A Sam of the shape that a training checkpoint holds; its weights are not read."""
     with torch.random.fork_rng(devices=[]):
-        return build(name, **changes)
+        return build(resume.name, **resume.changes)
 
 
-def recorded(training: Path) -> tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]:
-    """(zoo name, changes, {key: shape} of the training module) that a training checkpoint holds; reads no weights.
+def recorded(training: Path) -> Resume:
+    """The facts of a training checkpoint; every checksum in it is compared.
 
     Raises UserError when the checkpoint is damaged or not this project's.
     """
-    tag = _tag(training) if training.is_dir() else None
-    content = _unpickle(training if tag is None else tag / MODEL_STATES, mmap=True)
-    record = content.get("frisket")
-    if not isinstance(record, Mapping):
+    tag = _tag(training) if training.is_dir() else training
+    if tag is None or (training.is_dir() and not (tag / MODEL_STATES).is_file()):
+        raise UserError(f"{training} is an unfinished DeepSpeed checkpoint")
+    for part in sorted(tag.glob("*.pt")) if tag != training else [training]:
+        check_zip(part)
+    content = _unpickle(training if tag == training else tag / MODEL_STATES, mmap=True)
+    record, step = content.get("frisket"), content.get("global_step")
+    if not isinstance(record, Mapping) or not isinstance(step, int):
         raise UserError(f"{training} has no 'frisket' record: only this project's checkpoints can be continued")
-    state = _tensors(content.get("state_dict" if tag is None else "module"), training)
+    state = _tensors(content.get("state_dict" if tag == training else "module"), training)
     shapes = {key: tuple(value.shape) for key, value in _bare(state).items()}
-    return _name(record, training), dict(record["changes"]), shapes
+    ranks = None if tag == training else len(list(tag.glob("*_optim_states.pt")))
+    if ranks is not None and ranks != content.get("dp_world_size", ranks):
+        raise UserError(f"{training} has {ranks} of the {content['dp_world_size']} parts that its ranks wrote")
+    return Resume(training, step, _name(record, training), dict(record["changes"]), shapes, ranks)
 
 
 def differences(expected: Shapes, found: Shapes) -> str:
@@ -133,19 +154,34 @@ def save(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any] | None = N
         torch.save(record, tmp)
 
 
-def newest(run_dir: Path | str) -> Path | None:
-    """The training checkpoint to resume from: newest by modification time, then by step; None when there is none.
+def newest(run_dir: Path | str) -> Resume | None:
+    """What training goes on from: the newest checkpoint of the run that can be read; None when there is none.
 
-    Looks at checkpoints/last.ckpt, checkpoints/preempt.ckpt and hpc_ckpt_*.ckpt, each a file or a DeepSpeed folder.
-    What a kill left half-written is passed over.
+    One that is damaged is passed over with a warning. Raises UserError when all are.
     """
-    found = [path for pattern in NEWEST for path in sorted(Path(run_dir).glob(pattern)) if _complete(path)]
-    if not found:
-        return None
-    latest = max(_modified(path) for path in found)
-    tied = [path for path in found if _modified(path) == latest]
-    # Steps are read only to break a tie: opening a big checkpoint costs time at every start.
-    return tied[0] if len(tied) == 1 else max(tied, key=_step)
+    reasons: list[str] = []
+    for path in trained(run_dir):
+        try:
+            resume = recorded(path)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            warn(f"{'; '.join(reasons)}: going on from {path}, step {resume.step}")
+        return resume
+    if reasons:
+        raise UserError(f"no checkpoint of {run_dir} can be read ({'; '.join(reasons)}): restore one, or set name=…")
+    return None
+
+
+def trained(run_dir: Path | str) -> list[Path]:
+    """The training checkpoints of a run, newest first by modification time; unread, and so perhaps damaged.
+
+    Of one time (a copied folder), the one that a run writes later comes first.
+    """
+    run = RunFiles(run_dir)
+    there = [path for path in (run.preempt, run.last, run.previous) if os.path.lexists(path)]
+    return sorted(there, key=_modified, reverse=True)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -194,12 +230,13 @@ def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 
 def _of_run(folder: Path) -> Path:
     """The file that speaks for a run folder."""
-    model, training = folder / "model.pt", newest(folder)
-    if model.is_file() and (training is None or _modified(model) >= _modified(training)):
+    model, training = RunFiles(folder).model, trained(folder)
+    if model.is_file() and (not training or _modified(model) >= _modified(training[0])):
         return model
-    if training is None:
-        raise UserError(f"{folder} holds no model.pt and no finished checkpoint ({', '.join(NEWEST)}): train it first")
-    return training
+    resume = newest(folder)
+    if resume is None:
+        raise UserError(f"{folder} holds no {model.name} and no training checkpoint: train it first")
+    return resume.path
 
 
 def _unpickle(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -282,7 +319,7 @@ def _some(keys: list[str]) -> str:
 def _tag(folder: Path) -> Path | None:
     """The tag folder a DeepSpeed checkpoint's `latest` names (Lightning: checkpoint/)."""
     latest = folder / "latest"
-    tag = latest.read_text().strip() if latest.is_file() else ""
+    tag = latest.read_text(errors="replace").strip() if latest.is_file() else ""
     return folder / tag if tag else None
 
 
@@ -332,10 +369,8 @@ def _complete(path: Path) -> bool:
 
 
 def _modified(path: Path) -> int:
-    """Modification time in ns; of a folder, that of `latest`, which DeepSpeed writes last."""
-    return (path / "latest" if path.is_dir() else path).stat().st_mtime_ns
-
-
-def _step(path: Path) -> int:
-    tag = _tag(path) if path.is_dir() else None
-    return int(_unpickle(path if tag is None else tag / MODEL_STATES).get("global_step", 0))
+    """Modification time in ns; of a folder that of `latest`, DeepSpeed's last word; of a dangling link its own."""
+    latest = path / "latest"
+    if latest.is_file():
+        path = latest
+    return (path.stat() if path.exists() else path.lstat()).st_mtime_ns

@@ -5,11 +5,19 @@ prints it without a traceback and exits with code 2. Anything else is a bug and 
 """
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """One sentence for a person: what is wrong, where (file, key, shard, sample), and the mend."""
+
+
+def warn(text: str) -> None:
+    """Write one line to standard error, once per run: from the first rank only. What follows goes on."""
+    if os.environ.get("LOCAL_RANK", "0") == os.environ.get("SLURM_PROCID", "0") == os.environ.get("RANK", "0") == "0":
+        print(f"frisket: {text}", file=sys.stderr, flush=True)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -259,10 +259,11 @@ def test_a_run_with_other_focus_blocks_is_not_continued(recipe, fit: Fit, tmp_pa
     first = recipe()
     _, trainer = fit(first, 1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    Module(first.config, tmp_path / "last.ckpt").check_resume(tmp_path)
+    resume = checkpoint.recorded(tmp_path / "last.ckpt")
+    Module(first.config, resume).check_resume(tmp_path)
     first.config.distill.schedule = "neck"  # no projections
     with pytest.raises(UserError, match=r"another teacher or blocks \(unexpected: projections.*set name="):
-        Module(first.config, tmp_path / "last.ckpt").check_resume(tmp_path)
+        Module(first.config, resume).check_resume(tmp_path)
 
 
 def test_the_gallery_shows_teacher_student_and_truth(recipe) -> None:

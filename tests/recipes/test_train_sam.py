@@ -122,7 +122,7 @@ def test_resuming_takes_the_shape_from_the_checkpoint_and_never_reads_init_from(
     _, trainer = fit(first, 1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     first.config.init_from = str(tmp_path / "gone.pt")
-    again = Module(first.config, tmp_path / "last.ckpt")
+    again = Module(first.config, checkpoint.recorded(tmp_path / "last.ckpt"))
     again.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
     assert changed(snapshot(first.sam), again.sam) == set()
     with pytest.raises(UserError, match=r"no checkpoint at .*gone\.pt"):

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from frisket import checkpoint
 from frisket import config as settings
 from frisket.callbacks import Gallery, Progress, Samples, Throughput, say
+from frisket.checkpoint import Resume
 from frisket.data.module import ShardData
 from frisket.engine import signals
 from frisket.engine.preempt import Preempt, Stopped, exit_code
@@ -94,20 +95,23 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     if t.threads:
         torch.set_num_threads(t.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    resume = checkpoint.newest(folder.path)
+    resume = checkpoint.newest(folder.path)  # the one time that its facts are read
     _announce(config, folder, resume)
     recipe = module(config, resume)
     recipe.check_resume(folder.path)
     _remember(config, folder)
     data = ShardData(config.data, recipe.stamp())
-    preempt = Preempt(folder.checkpoints)
+    preempt = Preempt(folder)
     trainer = _trainer(config, folder, resume, preempt)
     if signals.asked():  # nothing is lost yet; a later start finds the same state
         say("asked to stop before the first step")
         return exit_code()
     with contextlib.suppress(Stopped):  # inside validation; preempt.left says where
         trainer.fit(
-            recipe, datamodule=data, ckpt_path=resume, weights_only=True if resume and resume.is_file() else None
+            recipe,
+            datamodule=data,
+            ckpt_path=resume.path if resume else None,
+            weights_only=True if resume and resume.ranks is None else None,
         )
     _finalize(trainer)
     if preempt.left is not None:
@@ -120,7 +124,7 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     return 0
 
 
-def _trainer(config: RecipeConfig, folder: RunDir, resume: Path | None, preempt: Preempt) -> L.Trainer:
+def _trainer(config: RecipeConfig, folder: RunDir, resume: Resume | None, preempt: Preempt) -> L.Trainer:
     t, log = config.trainer, config.log
     where = place(
         accelerator=t.accelerator,
@@ -132,12 +136,12 @@ def _trainer(config: RecipeConfig, folder: RunDir, resume: Path | None, preempt:
     )
     where["plugins"] = [*where["plugins"], AtomicIO()]
     speed = Throughput(t.log_every)
-    callbacks: list[L.Callback] = [speed, KeepLast(folder.checkpoints, t.checkpoint_every)]
+    callbacks: list[L.Callback] = [speed, KeepLast(folder, t.checkpoint_every)]
     if log.samples:
         callbacks.append(Samples(folder.path))
     validate = config.data.val is not None
     if validate and log.gallery_every and log.gallery_images:
-        callbacks.append(Gallery(folder.path / "gallery", log.gallery_every, log.gallery_images))
+        callbacks.append(Gallery(folder.path, log.gallery_every, log.gallery_images))
     return L.Trainer(
         **where,
         max_steps=t.max_steps,
@@ -160,8 +164,8 @@ def _trainer(config: RecipeConfig, folder: RunDir, resume: Path | None, preempt:
     )
 
 
-def _loggers(config: RecipeConfig, folder: RunDir, resume: Path | None) -> list[Any]:
-    loggers: list[Any] = [CsvLog(folder.path / "metrics.csv", _step(resume))]
+def _loggers(config: RecipeConfig, folder: RunDir, resume: Resume | None) -> list[Any]:
+    loggers: list[Any] = [CsvLog(folder.metrics, resume.step if resume else 0)]
     if rank_zero_only.rank == 0:
         wandb, sentence = wandb_log(
             folder, mode=config.log.wandb, project=config.log.project, config=settings.flatten(config)
@@ -171,20 +175,10 @@ def _loggers(config: RecipeConfig, folder: RunDir, resume: Path | None) -> list[
     return loggers
 
 
-def _step(resume: Path | None) -> int:
-    """The optimizer step of a checkpoint file or DeepSpeed folder (0 for none)."""
-    if resume is None:
-        return 0
-    file = resume
-    if resume.is_dir():
-        file = next(iter(sorted(resume.glob("*/mp_rank_00_model_states.pt"))))
-    return int(torch.load(file, map_location="cpu", mmap=True, weights_only=resume.is_file())["global_step"])
-
-
 @rank_zero_only
-def _announce(config: RecipeConfig, folder: RunDir, resume: Path | None) -> None:
+def _announce(config: RecipeConfig, folder: RunDir, resume: Resume | None) -> None:
     """Say what happens, and name the settings that changed since the last start."""
-    say(f"{config.recipe}: {folder.path}, " + (f"continuing from {resume}" if resume else "from the start"))
+    say(f"{config.recipe}: {folder.path}, " + (f"continuing from {resume.path}" if resume else "from the start"))
     if resume and folder.config.exists():
         before, now = settings.flatten(settings.read(folder.config)), settings.flatten(config)
         for key in sorted(before.keys() | now.keys()):
@@ -201,9 +195,8 @@ def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir) -> None:
     """Write model.pt and the summary (rank 0), and say where they are."""
     if not trainer.is_global_zero:
         return
-    last = folder.checkpoints / "last.ckpt"
     # inside DeepSpeed the module may be bf16; its checkpoint folder holds the fp32 weights
-    sam = checkpoint.load(last) if last.is_dir() else recipe.sam
+    sam = checkpoint.load(folder.last) if folder.last.is_dir() else recipe.sam
     provenance = {
         "recipe": recipe.config.recipe,
         "run": folder.path.name,

@@ -1,6 +1,6 @@
 """Leave when asked (Slurm's warning, SIGTERM, Ctrl-C): at a step all ranks agree on, with a checkpoint, exit code 75.
 
-    preempt = Preempt(run.checkpoints)
+    preempt = Preempt(RunFiles("runs/demo"))
     trainer = L.Trainer(callbacks=[…, preempt], plugins=[SLURMEnvironment(auto_requeue=False)])
     trainer.fit(…)
     if preempt.left: close the loggers; exit with exit_code()          # slurm/env.sh requeues on 75
@@ -11,14 +11,14 @@ ranks save and stop at the same step. The exit code, not `scontrol` in Python, a
 containers too. After Ctrl-C it is 130: whoever pressed it wants no requeue.
 """
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
 from frisket.engine import signals
-from frisket.engine.save import PREEMPT, StepEnd, save
+from frisket.engine.save import StepEnd, save
+from frisket.runfiles import RunFiles
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
@@ -35,9 +35,9 @@ class Stopped(Exception):
 class Preempt(StepEnd):
     """Stop the fit at the first step (or validation batch) after any rank was asked to. `left`: the step, or None."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, run: RunFiles) -> None:
         super().__init__()
-        self.folder = folder
+        self.run = run
         self.left: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,7 +60,7 @@ class Preempt(StepEnd):
         raise Stopped
 
     def _save(self, trainer: L.Trainer) -> None:
-        save(trainer, self.folder / PREEMPT)
+        save(trainer, self.run, self.run.preempt)
         self.left = trainer.global_step
 
     def _agreed(self, trainer: L.Trainer) -> bool:

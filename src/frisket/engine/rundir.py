@@ -1,12 +1,7 @@
-"""The run folder: everything one run leaves behind, and what its next start continues from.
+"""The run folder: what one run leaves behind (frisket.runfiles names it), and what its next start continues from.
 
-    runs/<name>/config.yaml     the resolved configuration
-                wandb_id        the W&B run id, the same at every resume
-                metrics.csv     one row per logged step (`step` = optimizer steps done), appended to at a resume
-                checkpoints/    last.ckpt, and preempt.ckpt after a preemption
-                gallery/        pictures of masks, one per gallery step
-                model.pt        the trained weights; written last
-                summary.json    last step and last metrics: present when the run is finished
+    run = RunDir("runs/demo")
+    run.open()                      # creates, locks and mends; then train; then run.finish(step, metrics); run.close()
 
 Our choice. Rank 0 writes; the other ranks only read.
 """
@@ -29,18 +24,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from frisket.engine.save import tidy
 from frisket.errors import UserError
 from frisket.files import atomic, write_json, write_text
+from frisket.runfiles import RunFiles
 
 
-class RunDir:
+class RunDir(RunFiles):
     """`RunDir("runs/demo")` names the places; `open()` (rank 0) makes the folder, locks it and mends old accidents."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
-        self.config = self.path / "config.yaml"
-        self.model = self.path / "model.pt"
-        self.summary = self.path / "summary.json"
-        self._lock: Any = None
+    _lock: Any = None
 
     @rank_zero_only
     def open(self) -> None:
@@ -48,7 +38,7 @@ class RunDir:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             # POSIX locks belong to the process: gone after kill -9, and not inherited by forked loader workers
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held until close())
+            self._lock = open(self.lock, "w")  # noqa: SIM115  (held until close())
         except OSError as error:
             raise UserError(f"the run folder {self.path} cannot be written ({error.strerror}): set out=…") from error
         try:
@@ -69,10 +59,9 @@ class RunDir:
 
     def wandb_id(self) -> str:
         """Return the run's W&B id: made once from the run's name and four random bytes, kept in a file."""
-        file = self.path / "wandb_id"
-        if not file.exists():
-            write_text(file, f"{self.path.name}-{secrets.token_hex(4)}\n")
-        return file.read_text(encoding="utf-8").strip()
+        if not self.wandb.exists():
+            write_text(self.wandb, f"{self.path.name}-{secrets.token_hex(4)}\n")
+        return self.wandb.read_text(encoding="utf-8").strip()
 
     def finished(self) -> dict[str, Any] | None:
         """Return the summary of a finished run, or None."""

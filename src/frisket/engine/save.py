@@ -1,6 +1,8 @@
 """Checkpoints that are whole or absent: last.ckpt every N steps, by rename, files and DeepSpeed folders alike.
 
-    trainer = L.Trainer(plugins=[AtomicIO()], callbacks=[KeepLast(run.checkpoints, every=500)], …)
+    trainer = L.Trainer(plugins=[AtomicIO()], callbacks=[KeepLast(RunFiles("runs/demo"), every=500)], …)
+
+Two are kept: what a save replaces becomes previous.ckpt, should the newest turn out to be unreadable.
 
 Our choice over Lightning's ModelCheckpoint, which renames to `-v1` when a name exists and may then resume the older.
 Also mends one gap of Lightning 2.6: a checkpoint taken at a step where validation is due, but before it ran, resumes
@@ -9,8 +11,6 @@ Whether it is due is asked then, of the settings of the resumed run: a raised ma
 """
 
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from frisket.files import atomic
-
-LAST, PREEMPT = "last.ckpt", "preempt.ckpt"
+from frisket.checkpoint import trained
+from frisket.files import atomic, remove, sync
+from frisket.runfiles import RunFiles
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -33,39 +33,38 @@ class AtomicIO(TorchCheckpointIO):
             torch.save(checkpoint, tmp)
 
 
-def save(trainer: L.Trainer, path: Path) -> None:
-    """Save the whole training state to `path`; every rank must call it at the same step.
+def save(trainer: L.Trainer, run: RunFiles, path: Path) -> None:
+    """Save the whole training state to `path`, run.last or run.preempt; every rank must call it at the same step.
 
-    A DeepSpeed checkpoint is a folder, which no single rename can replace: it is written beside, then
-    old -> `.old`, new -> `path`, and `.old` removed. `tidy` finishes that dance after a kill.
+    It is written beside; then the newest so far becomes run.previous, and what was written takes its name. A kill at
+    any moment leaves a whole checkpoint under one of the three names, and `tidy` removes the rest.
     """
-    if type(trainer.strategy).__name__.lower().find("deepspeed") < 0:
-        trainer.save_checkpoint(path)
-        return
-    new, old = path.with_name(f".{path.name}.new"), path.with_name(f"{path.name}.old")
+    new = path.with_name(f".{path.name}.new")
     if trainer.is_global_zero:
-        shutil.rmtree(new, ignore_errors=True)
+        remove(new)
     trainer.strategy.barrier("frisket.save.clean")
     trainer.save_checkpoint(new)  # ends with a barrier: every rank has written its part
     if trainer.is_global_zero:
-        if path.exists():
-            os.replace(path, old)
+        former = run.preempt if run.preempt.exists() else path
+        if former.exists():
+            remove(run.previous)
+            os.replace(former, run.previous)
+        remove(path)
         os.replace(new, path)
-        shutil.rmtree(old, ignore_errors=True)
+        sync(path)
     trainer.strategy.barrier("frisket.save.done")
 
 
 @rank_zero_only
 def tidy(folder: Path) -> None:
     """Finish what a kill interrupted: put a moved-away checkpoint back, remove temporary ones."""
-    for old in folder.glob("*.ckpt.old"):
-        path = old.with_suffix("")
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    for old in folder.glob("*.ckpt.old"):  # how a DeepSpeed folder was replaced before previous.ckpt was kept
+        if old.with_suffix("").exists():
+            remove(old)
         else:
-            os.replace(old, path)
+            os.replace(old, old.with_suffix(""))
     for left in (*folder.glob(".*.new"), *folder.glob(".*.tmp")):
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        remove(left)
 
 
 def validation_due(trainer: L.Trainer, loops: dict[str, Any]) -> bool:
@@ -106,23 +105,25 @@ class StepEnd(L.Callback):
 
 
 class KeepLast(StepEnd):
-    """Write `folder/last.ckpt` every `every` optimizer steps and at the last one; `wrote` is told the step."""
+    """Write last.ckpt of `run` every `every` optimizer steps and at the last one."""
 
-    def __init__(self, folder: Path, every: int, wrote: Callable[[int], None] | None = None) -> None:
+    def __init__(self, run: RunFiles, every: int) -> None:
         super().__init__()
-        self.folder, self.every, self.wrote = folder, every, wrote
+        self.run, self.every = run, every
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when the step is due, before any validation of that step."""
         step = trainer.global_step
-        if not self.stepped(trainer) or not (step % self.every == 0 or step >= trainer.max_steps):
-            return
-        save(trainer, self.folder / LAST)
-        if trainer.is_global_zero:
-            preempted = self.folder / PREEMPT
-            shutil.rmtree(preempted) if preempted.is_dir() else preempted.unlink(missing_ok=True)
-            if self.wrote:
-                self.wrote(step)
+        if self.stepped(trainer) and (step % self.every == 0 or step >= trainer.max_steps):
+            save(trainer, self.run, self.run.last)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put aside what a resume passed over as damaged: it must never take the place of a good one."""
+        if trainer.is_global_zero and trainer.ckpt_path:
+            for path in trained(self.run.path):
+                if path == Path(trainer.ckpt_path):
+                    break
+                os.replace(path, path.with_name(f"{path.name}.damaged"))
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Resume with the validation of the checkpoint's last step, where it is due."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from frisket import checkpoint
+from frisket.checkpoint import Resume
 from frisket.data.embeddings import Stamp
 from frisket.data.module import DataConfig
 from frisket.errors import UserError
@@ -94,7 +95,7 @@ class Recipe(L.LightningModule):
 
     frozen: tuple[nn.Module, ...] = ()
 
-    def __init__(self, config: RecipeConfig, resume: Path | None = None) -> None:
+    def __init__(self, config: RecipeConfig, resume: Resume | None = None) -> None:
         """`resume`: the training checkpoint whose weights Lightning will load into this module before it trains."""
         super().__init__()
         self.config = config
@@ -157,9 +158,9 @@ class Recipe(L.LightningModule):
         """Refuse a checkpoint that other settings made: another model, another teacher. Raises UserError."""
         if self.resume is None:
             return
-        name, changes, shapes = checkpoint.recorded(self.resume)
+        name = self.resume.name
         any_backend = {"backend": None}  # of attention: it may differ between the machines of one run
-        old, new = knobs(name, changes) | any_backend, knobs(*zoo.spec(self.sam)) | any_backend
+        old, new = knobs(name, self.resume.changes) | any_backend, knobs(*zoo.spec(self.sam)) | any_backend
         mend = "set name=… for another run"
         if (name, old) != (self.sam.name, new):
             said = [f"{a} at {b['image_size']} px" for a, b in ((name, old), (self.sam.name, new))]
@@ -167,7 +168,7 @@ class Recipe(L.LightningModule):
                 keys = [key for key in old if key != "image_size" and old[key] != new[key]]
                 said = [", ".join([a, *(f"{k}={b[k]}" for k in keys)]) for a, b in zip(said, (old, new))]
             raise UserError(f"{run} holds {said[0]}; the settings ask for {said[1]}: {mend}")
-        if wrong := checkpoint.differences(self.state_dict(), shapes):
+        if wrong := checkpoint.differences(self.state_dict(), self.resume.shapes):
             raise UserError(f"{run} was trained by another recipe, or with another teacher or blocks ({wrong}): {mend}")
 
     def configure_optimizers(self) -> Any:
