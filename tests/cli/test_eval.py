@@ -97,7 +97,7 @@ def test_a_second_start_skips_what_is_finished(
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
 
     with monkeypatch.context() as patch:  # interrupted in the second task: the first one's page is there
-        patch.setattr("frisket.eval.everything.Task.judge", interrupted)
+        patch.setattr("frisket.eval.everything.Task.answer", interrupted)
         with pytest.raises(UserError, match="stopped"):
             run([yaml], words)
     assert "miou" in (out / "report.html").read_text()

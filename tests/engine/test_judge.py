@@ -12,17 +12,19 @@ CODE = """
 import json, sys
 from frisket.engine.judge import judge
 from frisket.engine.strategy import place, quiet
+from frisket.data.identity import of_pixels
 from frisket.errors import UserError
 from frisket.eval.task import BaseTask, TaskConfig
 
 class Count(BaseTask):
     baseline = "plain"
-    protocol = "counts"
+    sentence = "counts"
+    def dataset(self, images): return of_pixels("noise", [])
     def __len__(self): return 7
     def fail(self, index): raise UserError(f"item {index} is broken")
     def load(self, index):
         return None if index == 3 else index
-    def judge(self, sam, item): return {"key": str(item), "value": item ** 0.5, "_big": "x"}
+    def answer(self, sam, item): return {"key": str(item), "value": item ** 0.5, "_big": "x"}
     def summarise(self, rows): return {"sum": sum(r["value"] for r in rows), "keys": [r["key"] for r in rows],
                                        "kept": [n for n in rows[0]]}
     def table(self, numbers): return ""

@@ -79,12 +79,14 @@ def test_a_folder_of_maps_needs_no_checkpoint(bsds: Path, maps: Path, tmp_path: 
     # above the noise only the drawing is left; both annotators' pixels lie within 2.2 px of it
     assert found["ods/precision"] == 1 and found["ods"] > 0.9 and found["ois"] == pytest.approx(found["ods"])
     assert {"ods", "ois", "ap", "r50"} <= set(found) and found["models"]["maps"]["ods"] == found["ods"]
-    assert "9 thresholds" in found["protocol"] and "within 0.03 of" in found["protocol"]
+    assert "9 thresholds" in found["protocol"]["sentence"] and "within 0.03 of" in found["protocol"]["sentence"]
+    assert found["protocol"]["name"] == "edges" and found["strategy"] is None
+    assert found["protocol"]["arguments"]["maps"] == {"maps": "maps"} and len(found["dataset"]["digest"]) == 64
     assert len(found["curve/recall"]) == 9 and found["images"] == 3
     with open(out / "per_image.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["key"] for row in rows] == list(NAMES)
-    assert all(float(row["precision"]) == 1 for row in rows)
+    assert all(float(row["ois/precision"]) == 1 for row in rows)
     assert (out / "masks.png").is_file() and (out / "worst.png").is_file()
 
 
@@ -111,20 +113,20 @@ def test_sobel_is_the_photographs_gradient(bsds: Path, nms: bool) -> None:
     edges = thinned(edges, blur=True) if nms else edges
     row = ours.without_model(item)["sobel"]
     assert (row["counts"] == curve(edges.numpy(), drawings(bsds, "12"), thresholds(5), max_dist=0.03)).all()
-    assert row["f"] > 0.5  # a clean disc
-    assert ("blur and edge NMS" in ours.protocol) == nms
+    assert row["ois"] > 0.5  # a clean disc
+    assert ("blur and edge NMS" in ours.sentence) == nms
 
 
 def test_a_checkpoints_masks_make_the_map(bsds: Path, tiny_sam: Sam) -> None:
     ours = task(checkpoint=["x"], truth=str(bsds), thresholds=5, workers=2)
     item = ours.load(0)
     assert ours.without_model(item) == {}
-    row = ours.judge(tiny_sam.eval(), item)
+    row = ours.answer(tiny_sam.eval(), item)
     predictor = Predictor(tiny_sam)
     predictor.set_image(bsds / "images/val/11.jpg")
     edges = everything_edges(predictor).numpy()
     assert (row["counts"] == curve(edges, drawings(bsds, "11"), thresholds(5))).all()
-    assert "16 x 16 points" in ours.protocol and len(ours.picture(item, {"x": row})) == 3
+    assert "16 x 16 points" in ours.sentence and len(ours.picture(item, {"x": row})) == 3
 
 
 def test_a_checkpoint_by_the_command(bsds: Path, maps: Path, tiny_teacher: Path, tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_pictures_do_not_match_again(bsds: Path, maps: Path, monkeypatch: pytest
     first = ours.without_model(ours.load(0))["maps"]
     monkeypatch.setattr("frisket.eval.edges.curve", lambda *a, **k: pytest.fail("matched twice"))
     again = ours.without_model(ours.load(0))["maps"]
-    assert (again["counts"] == first["counts"]).all() and again["f"] == first["f"]
+    assert (again["counts"] == first["counts"]).all() and again["ois"] == first["ois"]
 
 
 def test_photographs_are_found_beside_the_truth_or_where_images_says(bsds: Path, tmp_path: Path) -> None:

@@ -62,21 +62,21 @@ def test_finding_every_object_scores_one(lvis: dict[str, str], tiny_sam: Sam, mo
     rows = []
     for item in items:
         monkeypatch.setattr(module, "everything", lambda *_, item=item: answer(item.photo.rles[::-1]))
-        rows.append(task.judge(tiny_sam, item))
+        rows.append(task.answer(tiny_sam, item))
     numbers = task.summarise(rows)
     ones = ["ar1000", "ar1000_s", "ar1000_m", "ar1000_f", "ar1000_c", "ar1000_r", "miou", "miou_s", "miou_m"]
     assert {name: numbers[name] for name in ones} == dict.fromkeys(ones, 1.0)
     assert np.isnan(numbers["ar1000_l"]) and (numbers["objects"], numbers["images"], numbers["masks"]) == (5, 2, 2.5)
     table = task.table({"model": numbers})
     assert "f / c / r" in table and "100.0  (100.0 / 100.0 /     –)" in table
-    assert all(word in task.protocol for word in ("32 x 32", "> 0.88", ">= 0.95", "LVIS lvis.json", "1000 masks"))
+    assert all(word in task.sentence for word in ("32 x 32", "> 0.88", ">= 0.95", "LVIS lvis.json", "1000 masks"))
 
 
 def test_finding_nothing_scores_zero_and_is_drawn(lvis: dict[str, str], tiny_sam: Sam) -> None:
     generator = EverythingConfig(points_per_side=2, pred_iou_thresh=9)
     task = Task(Config(task="everything", generator=generator, **lvis), 64)
     item = task.load(0)
-    row = task.judge(tiny_sam, item)
+    row = task.answer(tiny_sam, item)
     numbers = task.summarise([row])
     assert numbers["ar1000"] == numbers["miou"] == numbers["masks"] == 0.0
     (photo, found, truth) = task.picture(item, {"model": row})
@@ -89,7 +89,7 @@ def test_a_real_models_numbers_are_those_counted_by_hand(lvis: dict[str, str], t
     generator = EverythingConfig(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, crop_n_layers=layers)
     task = Task(Config(task="everything", generator=generator, **lvis), 64)
     item = task.load(1)
-    row = task.judge(tiny_sam, item)
+    row = task.answer(tiny_sam, item)
     predictor = Predictor(tiny_sam)
     predictor.set_image(task.photographs[1].image)
     found = everything(predictor, generator)
@@ -130,7 +130,9 @@ def test_the_verb_writes_numbers_rows_and_pictures(
     assert main(["eval", str(yaml), *words, "generator.points_per_side=4"]) == 0
     report = json.loads((tmp_path / "eval.json").read_text())
     assert report["task"] == "everything" and 0 <= report["ar1000"] <= report["miou"] <= 1
-    assert "no filters, box NMS 0.9" in report["protocol"] and "4 x 4 points" in report["protocol"]
+    assert (
+        "no filters, box NMS 0.9" in report["protocol"]["sentence"] and "4 x 4 points" in report["protocol"]["sentence"]
+    )
     assert (tmp_path / "per_image.csv").read_text().startswith("model,key,objects,masks,ar1000,miou\n")
     assert "AR@1000 (S / M / L)" in capsys.readouterr().out
     assert {"masks.png", "best.png", "worst.png"} <= {path.name for path in tmp_path.iterdir()}

@@ -47,7 +47,7 @@ def judged(task: Task, sam: Any) -> dict[str, Any]:
             same = [int(np.abs(item.photo.boxes - box).sum(axis=1).argmin()) for box in item.boxes]
             sam.truth = item.photo.masks(same)
         with torch.inference_mode():
-            rows.append(task.judge(sam, item))
+            rows.append(task.answer(sam, item))
     return task.summarise(rows)
 
 
@@ -68,8 +68,8 @@ def test_a_perfect_model_scores_one(
     assert found["ap"] == pytest.approx(1.0, abs=1e-9) and found["ap75"] == pytest.approx(1.0, abs=1e-9)
     assert found[f"ar{task.rules.recalls[-1]}"] == 1.0 and found["images"] == 6
     assert ("ap_r" in found) == (kind == "lvis")
-    assert task.rules.name in task.protocol
-    assert ("scores = predicted IoU" in task.protocol) == (not detected)
+    assert task.rules.name in task.sentence
+    assert ("scores = predicted IoU" in task.sentence) == (not detected)
 
 
 def test_the_baseline_is_the_box_itself(coco: tuple[Path, Path], tmp_path: Path) -> None:
@@ -135,9 +135,27 @@ def test_refinement_feeds_the_logits_back(coco: tuple[Path, Path], tiny_sam: Sam
     first, second = sam.asked[0][0], sam.asked[1][0]
     assert first.masks is None and second.masks is not None and torch.equal(first.boxes, second.boxes)  # type: ignore[arg-type]
     assert not any(multimask for _, multimask in sam.asked)
-    assert "one refinement pass" in task.protocol
+    assert "one refinement pass" in task.sentence
     plain, refined = (judged(make(coco, 64, refine=r), tiny_sam.eval()) for r in (False, True))
     assert plain != refined
+
+
+def test_a_results_file_alone_says_that_nothing_was_prompted(coco: tuple[Path, Path], tmp_path: Path) -> None:
+    path = boxes_as_detections(coco[0], tmp_path / "boxes.json")
+    masks = [dict(row, segmentation={"size": [1, 1], "counts": "01"}) for row in json.loads(path.read_text())]
+    sizes = {image["id"]: [image["height"], image["width"]] for image in json.loads(coco[0].read_text())["images"]}
+    for row in masks:
+        height, width = row["segmentation"]["size"] = sizes[row["image_id"]]
+        row["segmentation"]["counts"] = [0, height * width]
+    (tmp_path / "masks.json").write_text(json.dumps(masks))
+    alone = make(coco, checkpoint=[], results=str(tmp_path / "masks.json"))
+    assert alone.arguments | {"rules": ""} == {
+        "rules": "", "boxes": "none", "detections": None, "output": None, "refine": None
+    }  # fmt: skip
+    assert "ground-truth" not in alone.sentence and "masks and scores of masks.json" in alone.sentence
+    prompted = make(coco, detections=str(path))
+    assert prompted.arguments["boxes"] == "detections" and len(prompted.arguments["detections"]["digest"]) == 64
+    assert make(coco).arguments["boxes"] == "truth"
 
 
 @pytest.mark.gpu

@@ -44,7 +44,7 @@ def quick(**changes: object) -> Task:
 
 def answers(task: Task, sam: Sam) -> dict:
     with torch.inference_mode():
-        return task.summarise([task.judge(sam, task.load(i)) for i in range(len(task))])
+        return task.summarise([task.answer(sam, task.load(i)) for i in range(len(task))])
 
 
 # ---------------------------------------------------------------- MACs
@@ -86,7 +86,7 @@ def test_every_number_has_its_samples(tiny_sam: Sam) -> None:
     assert found["throughput/best_images_per_second"] == max(found["throughput/images_per_second"])
     assert found["setup"]["threads"] == 1
     assert found["setup"]["clock"] == "wall time, 1 CPU thread(s)"
-    assert "noise" in task.protocol
+    assert "noise" in task.sentence
     assert "FAIL" not in task.table({"a": found})
     json.dumps(found)
 
@@ -104,11 +104,11 @@ def test_models_take_turns_and_inputs_rotate(tiny_sam: Sam, monkeypatch: pytest.
     plans = [plan for plan in task.plans if plan.what == "encoder"]
     with torch.inference_mode():
         for sam in (tiny_sam, other):
-            task.judge(sam, task.load(0))
+            task.answer(sam, task.load(0))
         monkeypatch.setattr(Sam, "encode", spy)
         for plan in plans:
             for sam in (tiny_sam, other):
-                task.judge(sam, plan)
+                task.answer(sam, plan)
     assert "".join(name for name, _ in seen) == "aaabbb" + "aabb"  # 5 calls: 3 in the first round, 2 in the second
     assert len({pixels for _, pixels in seen[:2]}) == 2
 

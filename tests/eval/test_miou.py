@@ -41,7 +41,7 @@ def judged(task: Task, sam: Any) -> dict[str, Any]:
         if isinstance(sam, PerfectSam):
             sam.truth = item.photo.masks()
         with torch.inference_mode():
-            rows.append(task.judge(sam, item))
+            rows.append(task.answer(sam, item))
     return task.summarise(rows)
 
 
@@ -91,7 +91,7 @@ def test_what_is_asked_and_how_often(tiny_shards: Path) -> None:
     assert item is not None
     sam = PerfectSam(SIDE)
     sam.truth = np.zeros_like(item.photo.masks())  # always wrong, so that every later click has an error to find
-    task.judge(sam, item)
+    task.answer(sam, item)
     assert sam.encoded == 1
     # boxes: multimask (shared by sam, efficientsam, evit), oracle, single; first clicks: innermost (shared by sam and
     # evit), its oracle, edgesam's, uniform, mass; second clicks: five protocols
@@ -117,7 +117,7 @@ def test_sam_protocol_is_what_the_words_say(tiny_shards: Path, tiny_sam: Sam) ->
     assert item is not None
     sam = tiny_sam.eval()
     with torch.inference_mode():
-        row = task.judge(sam, item)
+        row = task.answer(sam, item)
         embedding = sam.encode(item.image, torch.tensor([item.frame.size]))
         for number in range(len(item.photo)):
             truth = torch.from_numpy(item.photo.masks([number]))
@@ -159,7 +159,7 @@ def test_curves_list_every_click(tiny_shards: Path, tiny_sam: Sam) -> None:
     assert "click2/miou" not in found
     text = task.table({"one": found})
     assert "3 points" in text and text.splitlines()[-1].startswith("sam: ")
-    assert "highest predicted IoU" in task.protocol and "SA-1B" in task.protocol
+    assert "highest predicted IoU" in task.sentence and "SA-1B" in task.sentence
 
 
 def test_sizes_of_evit_are_annotated_and_share_their_borders() -> None:
@@ -176,9 +176,9 @@ def test_a_mask_that_vanishes_on_both_sides_is_dropped_by_edgesam(tiny_shards: P
     assert item is not None
     sam = PerfectSam(SIDE)
     sam.truth = np.zeros((len(item.photo), *item.frame.original), bool)
-    row = task.judge(sam, item)
+    row = task.answer(sam, item)
     half = dataclasses.replace(item)  # the same photograph twice: once judged, once with every IoU undefined
-    gone = task.judge(sam, half) | {"iou": {"edgesam": {k: v * torch.nan for k, v in row["iou"]["edgesam"].items()}}}
+    gone = task.answer(sam, half) | {"iou": {"edgesam": {k: v * torch.nan for k, v in row["iou"]["edgesam"].items()}}}
     assert task.summarise([row, gone])["box/miou"] == task.summarise([row])["box/miou"] == 0.0
 
 
@@ -206,7 +206,10 @@ def test_the_command_on_coco_and_a_photograph_missing_on_disk(
     words += ["protocol=evit", "limit=2", "pictures=1", "accelerator=cpu"]
     assert main([*words, f"out={tmp_path}"]) == 0
     found = json.loads((tmp_path / "eval.json").read_text())
-    assert 0 <= found["models"]["model.pt"]["box/miou"] <= 1 and found["protocol"].startswith("evit: ")
+    assert 0 <= found["models"]["model.pt"]["box/miou"] <= 1 and found["protocol"]["sentence"].startswith("evit: ")
+    assert found["protocol"]["arguments"] == {"protocols": ["evit"], "clicks": [1], "seed": 0}
+    columns = (tmp_path / "per_image.csv").read_text().splitlines()[0].split(",")
+    assert {"box/miou", "click1/miou"} <= set(columns) & set(found["models"]["model.pt"])
     assert (tmp_path / "masks.png").is_file()
     capsys.readouterr()
     gone = next(coco[1].glob("*.jpg"))

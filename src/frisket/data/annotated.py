@@ -24,6 +24,7 @@ from torch import Tensor
 
 from frisket.data.bsds import folders, regions
 from frisket.data.coco import Category, CocoFile, Objects
+from frisket.data.identity import Identity, of_bsds, of_json, of_shards
 from frisket.data.regions import DEDUPE_IOU, MAX_FRACTION, MIN_AREA, distinct, suitable
 from frisket.data.sa1b import RecordError, check_sizes, decode_jpeg, jpeg_size, parse
 from frisket.data.shards import IndexedShards, expand
@@ -126,6 +127,10 @@ class Annotated(Sequence[Photograph]):
     @abstractmethod
     def _one(self, index: int) -> Photograph: ...
 
+    @abstractmethod
+    def identity(self, images: int) -> Identity:
+        """What the first `images` photographs are part of."""
+
     @overload
     def __getitem__(self, index: int) -> Photograph: ...
     @overload
@@ -169,6 +174,10 @@ class ShardPhotographs(Annotated):
     def __len__(self) -> int:
         return len(self.shards)
 
+    def identity(self, images: int) -> Identity:
+        """Names, keys and sizes."""
+        return of_shards(self.shards, images)
+
     def _one(self, index: int) -> Photograph:
         raw = self.shards[index]
         notes = parse(raw["json"], where=f"{raw['__shard__']}:{raw['__key__']}")
@@ -194,6 +203,10 @@ class JsonPhotographs(Annotated):
     def __len__(self) -> int:
         return len(self.file)
 
+    def identity(self, images: int) -> Identity:
+        """The annotation file's bytes."""
+        return of_json(self.file, images)
+
     def _one(self, index: int) -> Photograph:
         image, objects = self.file.images[index], self.file.objects(index)
         return Photograph(
@@ -213,10 +226,14 @@ class BsdsPhotographs(Annotated):
         self.paths = sorted(self.images.glob("*.jpg"), key=lambda path: path.stem)
         if not self.paths:
             raise UserError(f"{self.images} holds no photograph: give the BSDS500 folder and its split")
-        self.name = f"BSDS500 {split}"
+        self.name, self.split = f"BSDS500 {split}", split
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def identity(self, images: int) -> Identity:
+        """The drawings' bytes."""
+        return of_bsds([self.truths / f"{path.stem}.mat" for path in self.paths], self.paths, self.split, images)
 
     def _one(self, index: int) -> Photograph:
         path = self.paths[index]

@@ -7,6 +7,7 @@ Format  COCO's instances JSON; LVIS v1 (and v0.5) adds `frequency` to categories
 Masks   polygons go through pycocotools' own routine, whose half-open conventions areas and boxes depend on.
 """
 
+import hashlib
 import json
 import os
 from collections import defaultdict
@@ -52,13 +53,14 @@ class Objects:
 class CocoFile:
     """One annotation file in memory.
 
-    images: the JSON's own entries, ascending by id; categories: {id: Category}; lvis: whether LVIS' rules apply.
+    images: the JSON's own entries, ascending by id; categories: {id: Category}; lvis: whether LVIS' rules apply;
+    digest: SHA-256 hex of the file's bytes.
     Raises UserError when the file is missing, no JSON, or not such a file.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        record = _read(self.path)
+        record, self.digest = _read(self.path)
         try:
             self.images: list[dict[str, Any]] = sorted(record["images"], key=lambda image: int(image["id"]))
             self.categories = {
@@ -91,6 +93,14 @@ class CocoFile:
     def __len__(self) -> int:
         return len(self.images)
 
+    def notes(self, index: int) -> list[dict[str, Any]]:
+        """The JSON's own annotations of image `index`."""
+        return self._notes.get(int(self.images[index]["id"]), [])
+
+    def annotations(self, images: int) -> int:
+        """How many annotations the first `images` images have."""
+        return sum(len(self.notes(index)) for index in range(images))
+
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of image `index`."""
         return int(self.images[index]["height"]), int(self.images[index]["width"])
@@ -98,7 +108,7 @@ class CocoFile:
     def objects(self, index: int) -> Objects:
         """The annotations of image `index`, in the file's order. Raises UserError for one that is damaged."""
         size = self.size(index)
-        notes = self._notes.get(int(self.images[index]["id"]), [])
+        notes = self.notes(index)
         try:
             boxes = np.array([note["bbox"] for note in notes], np.float64).reshape(len(notes), 4)
             return Objects(
@@ -177,10 +187,11 @@ def rle_of(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         raise UserError(f"there is no annotation file {path}: give COCO's or LVIS' instances JSON")
     try:
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
+        return json.loads(data), hashlib.sha256(data).hexdigest()
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not readable as JSON ({error}): download it again") from error

@@ -7,6 +7,7 @@ Format  COCO's results JSON: a list of {"image_id", "category_id", "score", "bbo
         pycocotools and lvis would take the area, is never seen.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,15 @@ SLACK = 2.0  # pixels that a detector's box may leave its photograph by
 
 
 class Detections:
-    """Detections by image, in the order of the file. shapes: float64 (D, 4) xywh, or an object array of RLEs."""
+    """Detections by image, in the order of the file. shapes: float64 (D, 4) xywh, or an object array of RLEs; digest:
+    SHA-256 hex of the file."""
 
-    def __init__(self, images: np.ndarray, categories: np.ndarray, scores: np.ndarray, shapes: np.ndarray) -> None:
+    def __init__(
+        self, images: np.ndarray, categories: np.ndarray, scores: np.ndarray, shapes: np.ndarray, digest: str = ""
+    ) -> None:
         order = np.argsort(images, kind="stable")
         self.images, self.categories, self.scores = images[order], categories[order], scores[order]
-        self.shapes = shapes[order]
+        self.shapes, self.digest = shapes[order], digest
 
     def __len__(self) -> int:
         return len(self.images)
@@ -40,18 +44,18 @@ class Detections:
 def read_boxes(path: Path | str, file: CocoFile) -> Detections:
     """Boxes xywh of a results file. Raises UserError when it is missing, empty, not such a file, names images or
     categories that `file` has not, holds scores that are no numbers, or boxes that are not [x, y, width, height]."""
-    rows = _rows(path, lambda item: _row(item, "bbox", lambda box: _four(box)))
+    rows, digest = _rows(path, lambda item: _row(item, "bbox", lambda box: _four(box)))
     images, categories, scores = _checked(path, rows, file)
     boxes = np.array([row[3] for row in rows], np.float64)
     for number in np.flatnonzero(~np.isfinite(boxes).all(axis=1)):
         raise UserError(f"{path}: detection {number} has no bbox of four numbers: write [x, y, width, height]")
     _are_xywh(path, images, boxes, file)
-    return Detections(images, categories, scores, boxes)
+    return Detections(images, categories, scores, boxes, digest)
 
 
 def read_masks(path: Path | str, file: CocoFile) -> Detections:
     """Masks of a results file, as RLE at the photographs' sizes. Raises UserError as `read_boxes`, and for damage."""
-    rows = _rows(path, lambda item: _row(item, "segmentation", lambda shape: shape))
+    rows, digest = _rows(path, lambda item: _row(item, "segmentation", lambda shape: shape))
     images, categories, scores = _checked(path, rows, file)
     sizes = {int(image["id"]): (int(image["height"]), int(image["width"])) for image in file.images}
     shapes = np.empty(len(rows), object)
@@ -62,15 +66,16 @@ def read_masks(path: Path | str, file: CocoFile) -> Detections:
             raise UserError(
                 f"{path}: the segmentation of detection {number} is damaged or missing ({error})"
             ) from error
-    return Detections(images, categories, scores, shapes)
+    return Detections(images, categories, scores, shapes, digest)
 
 
-def _rows(path: Path | str, keep: Callable[[dict[str, Any]], Any]) -> list[tuple[Any, ...]]:
-    """The file's entries, each reduced by `keep` as soon as it is read."""
+def _rows(path: Path | str, keep: Callable[[dict[str, Any]], Any]) -> tuple[list[tuple[Any, ...]], str]:
+    """The file's entries, each reduced by `keep` as soon as it is read, and the file's digest."""
     if not Path(path).is_file():
         raise UserError(f"there is no results file {path}: give a detector's results as COCO writes them (.json)")
     try:
-        rows = json.loads(Path(path).read_bytes(), object_hook=keep)
+        data = Path(path).read_bytes()
+        rows = json.loads(data, object_hook=keep)
     except ValueError as error:
         raise UserError(f"{path} is not readable as JSON ({error}): write it again") from error
     if not isinstance(rows, list):
@@ -80,7 +85,7 @@ def _rows(path: Path | str, keep: Callable[[dict[str, Any]], Any]) -> list[tuple
     for number, row in enumerate(rows):
         if not isinstance(row, tuple):
             raise UserError(f"{path}: entry {number} is no detection: each needs image_id, category_id, bbox and score")
-    return rows
+    return rows, hashlib.sha256(data).hexdigest()
 
 
 def _row(item: dict[str, Any], shape: str, change: Callable[[Any], Any]) -> Any:

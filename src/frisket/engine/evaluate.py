@@ -30,7 +30,7 @@ from frisket.models.sam import Sam
 from frisket.picture import comparison
 from frisket.report.report import write as page
 
-SCHEMA = 1
+SCHEMA = 2
 OWN = ("task", "tasks", "out")  # of a suite; not handed to its tasks
 LEAST = {"limit": 1, "pictures": 0, "workers": 0, "num_nodes": 1, "batch": 1, "seed": 0}
 CELL = 16  # pixels: every encoder answers in cells of this side
@@ -189,7 +189,9 @@ def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict) -> None:
     report = alone | {
         "schema": SCHEMA,
         "task": settings.task,
-        "protocol": task.protocol,
+        "protocol": {"name": task.protocol or settings.task, "arguments": task.arguments, "sentence": task.sentence},
+        "dataset": asdict(task.dataset(len(Items(task)))),
+        "strategy": task.strategy,
         "image_size": task.image_size,
         "data": settings.data,
         "models": verdict.numbers,
@@ -201,7 +203,7 @@ def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict) -> None:
     rows = ({"model": label} | plain(row) for label, part in verdict.rows.items() for row in part)
     write_rows(out / "per_image.csv", rows)
     for label, part in verdict.rows.items():
-        for path in task.save(out, label, part):
+        for path in task.extras(out, label, part):
             print(f"masks ({label}): {path}")
     for name, panels in verdict.pictures.items():
         with atomic(out / f"{name}.png") as tmp:

@@ -77,7 +77,7 @@ class Judge(L.LightningModule):
         with torch.inference_mode():
             rows = self.task.without_model(item)
             sams: list[Any] = list(self.sams)
-            return rows | {label: self.task.judge(sam, item) for label, sam in zip(self.labels, sams, strict=True)}
+            return rows | {label: self.task.answer(sam, item) for label, sam in zip(self.labels, sams, strict=True)}
 
     def test_step(self, batch: tuple[int, Any], index: int) -> None:
         number, item = batch

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from frisket.data.bsds import boundaries, folders
 from frisket.data.edgemaps import EdgeMaps
+from frisket.data.identity import Identity, of_bsds
 from frisket.errors import UserError
 from frisket.eval.boundary import MAX_DIST, Counts, best, curve, rates, summary, thresholds
+from frisket.eval.everything import told
 from frisket.eval.task import BaseTask, Row, TaskConfig
-from frisket.everything.edges import everything_edges, photograph_edges, thinned
+from frisket.everything.edges import GRID, everything_edges, photograph_edges, thinned
 from frisket.models.sam import Sam
 from frisket.picture import Panel
 from frisket.predict.predictor import Predictor, read_image
@@ -73,6 +75,7 @@ class Scene:
 class Task(BaseTask):
     """Items are `Scene`s; a row holds counts (T, 4), and the best F of its map alone with its threshold, R and P."""
 
+    protocol = "edges"
     needs_model = False
     config: Config
 
@@ -84,9 +87,8 @@ class Task(BaseTask):
             raise UserError(f"thresholds={config.thresholds} must be at least 1")
         if not 0 < config.max_dist < 1:
             raise UserError(f"max_dist={config.max_dist} is a part of the picture's diagonal: between 0 and 1")
-        config.data = config.data or config.truth
         self.levels = thresholds(config.thresholds)
-        self.truths, photographs = truth_files(config)
+        self.truths, photographs, self.split = truth_files(config)
         names = [path.stem for path in self.truths]
         self.maps = map_sources(config.maps, names)
         for label in self.maps:
@@ -100,7 +102,7 @@ class Task(BaseTask):
         self.known: dict[tuple[Any, str], Counts] = {}  # so that drawing a photograph does not match it again
 
     @property
-    def protocol(self) -> str:
+    def sentence(self) -> str:
         """The benchmark's rules, and what was done to maps before it."""
         count, made = self.config.thresholds, []
         if any(source is not None for source in self.maps.values()):
@@ -116,6 +118,22 @@ class Task(BaseTask):
             f"bsds500 boundaries: {count} threshold{'s' * (count > 1)}, thinned, exact one-to-one matching with each "
             f"annotator within {self.config.max_dist:g} of the diagonal; {'; '.join(made)}"
         )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the benchmark, and of the maps that were made here."""
+        names = ("thresholds", "max_dist", "blur", "nms")
+        maps = {label: "maps" if source else SOBEL for label, source in self.maps.items()}
+        return {"maps": maps, **{name: getattr(self.config, name) for name in names}}
+
+    @property
+    def strategy(self) -> dict[str, Any] | None:
+        """What the masks of a checkpoint's edges are asked with."""
+        return told(GRID) if self.config.checkpoint else None
+
+    def dataset(self, images: int) -> Identity:
+        """The drawings."""
+        return of_bsds(self.truths, self.photographs.values(), self.split, images)
 
     def _after(self) -> str:
         blurred = "3 x 3 blur and edge NMS" if self.config.blur else "edge NMS"
@@ -142,7 +160,7 @@ class Task(BaseTask):
         self.known |= {(label, item.key): row["counts"] for label, row in rows.items()}
         return rows
 
-    def judge(self, sam: Sam | None, item: Scene) -> Row:
+    def answer(self, sam: Sam | None, item: Scene) -> Row:
         """One checkpoint's row."""
         assert sam is not None and item.photograph is not None
         predictor = Predictor(sam, image_size=self.image_size)
@@ -174,7 +192,7 @@ class Task(BaseTask):
             counts = curve(edges, item.drawings, self.levels, max_dist=self.config.max_dist, threads=threads)
         threshold, recall, precision, f = best(self.levels, *rates(counts))
         shade = np.rint(255 * edges).astype(np.uint8)
-        named = {"threshold": threshold, "recall": recall, "precision": precision, "f": f, "score": f}
+        named = {"ois": f, "ois/threshold": threshold, "ois/recall": recall, "ois/precision": precision, "score": f}
         return {"key": item.key, **named, "counts": counts, "_shade": shade}
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
@@ -193,13 +211,13 @@ class Task(BaseTask):
             at = ", ".join(f"{one[f'ods/{name}']:.3f}" for name in ("threshold", "recall", "precision"))
             lines.append(f"{label:{width}}{cells}   ({at})")
         images = int(next(iter(numbers.values()))["images"])
-        return "\n".join([*lines, f"{images} photographs; {self.protocol}"])
+        return "\n".join([*lines, f"{images} photographs; {self.sentence}"])
 
     def picture(self, item: Scene, answers: dict[str, Row]) -> list[Panel]:
         """The photograph, each map dark on white with its F, and the share of annotators who drew each pixel."""
         drawn = np.rint(255 * item.drawings.mean(0)).astype(np.uint8)
         panels = [] if item.photograph is None else [Panel(photograph(item), title=item.key)]
-        panels += [Panel(ink(row["_shade"]), title=f"{label}  F {row['f']:.2f}") for label, row in answers.items()]
+        panels += [Panel(ink(row["_shade"]), title=f"{label}  F {row['ois']:.2f}") for label, row in answers.items()]
         return [*panels, Panel(ink(drawn), title=f"{len(item.drawings)} annotators")]
 
 
@@ -220,27 +238,28 @@ def photograph(item: Scene) -> NDArray[np.uint8]:
     return pixels
 
 
-def truth_files(config: Config) -> tuple[list[Path], Path | None]:
-    """(ground truths in the order of their names, folder of the photographs or None). Raises UserError for none."""
+def truth_files(config: Config) -> tuple[list[Path], Path | None, str]:
+    """(ground truths in the order of their names, folder of the photographs or None, split or ""). Raises UserError for
+    none."""
     if not (config.truth or config.data):
         raise UserError("no ground truth is named: give truth=… a folder of .mat files, or a BSDS500 folder")
     root = Path(config.truth or config.data)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give truth=… a folder of .mat files, or a BSDS500 folder")
-    images: Path | None = None
-    found = sorted(root.glob("*.mat"))
-    if found:
+    images, split = None, ""
+    truths = sorted(root.glob("*.mat"))
+    if truths:
         beside = root.parent.parent / "images" / root.name  # …/groundTruth/val and …/images/val
-        images = beside if beside.is_dir() else None
+        images, split = (beside, root.name) if beside.is_dir() else (None, "")
     else:
         try:
-            images, truths = folders(root, config.split)
+            images, folder = folders(root, config.split)
         except UserError as error:
             raise UserError(f"{root} holds no ground truth: no .mat files, and {error}") from error
-        found = sorted(truths.glob("*.mat"))
-        if not found:
-            raise UserError(f"{truths} holds no ground truth: one .mat file for each photograph belongs there")
-    return found, Path(config.images) if config.images else images
+        truths, split = sorted(folder.glob("*.mat")), config.split
+        if not truths:
+            raise UserError(f"{folder} holds no ground truth: one .mat file for each photograph belongs there")
+    return truths, Path(config.images) if config.images else images, split
 
 
 def photograph_files(folder: Path | None, names: list[str]) -> dict[str, Path]:

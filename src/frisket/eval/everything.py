@@ -12,7 +12,7 @@ Source  AR: Segment Anything, appendix D.3: every object of every category, mask
 Memory  A row keeps counts and one IoU per object; masks are gone when the photograph's picture is drawn.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from frisket.data.annotated import Photograph, open_annotated
+from frisket.data.identity import Identity
 from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.recall import SIZES, add, average_recall, best_iou, groups, tally
@@ -65,6 +66,8 @@ class Truth:
 class Task(BaseTask):
     """Items are `Truth`s; a row holds the photograph's tally, each object's best IoU (M,) and area (M,)."""
 
+    protocol = "everything"
+
     def __init__(self, config: Config, image_size: int) -> None:
         super().__init__(config, image_size)
         config.generator.check()
@@ -74,7 +77,7 @@ class Task(BaseTask):
         self.photographs = open_annotated(config.data, config.images or None, config.split)
 
     @property
-    def protocol(self) -> str:
+    def sentence(self) -> str:
         """Settings of the generator, both measures, and the set."""
         made = self.generator
         limits = {"predicted IoU >": made.pred_iou_thresh, "stability >=": made.stability_score_thresh}
@@ -86,6 +89,20 @@ class Task(BaseTask):
             f"stability; ar{self.most}: class-agnostic greedy COCO matching, IoU .50:.05:.95; miou: mean over objects "
             f"of the best IoU of any mask; no crowds; {self.photographs.name}"
         )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What is kept."""
+        return {"max_masks": self.most}
+
+    @property
+    def strategy(self) -> dict[str, Any]:
+        """The generator's."""
+        return told(self.generator)
+
+    def dataset(self, images: int) -> Identity:
+        """The photographs'."""
+        return self.photographs.identity(images)
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -101,7 +118,7 @@ class Task(BaseTask):
         photo.encoded = None  # decoded; the rest travels from a worker
         return Truth(photo, fitted, frame, pixels)
 
-    def judge(self, sam: Sam | None, item: Truth) -> Row:
+    def answer(self, sam: Sam | None, item: Truth) -> Row:
         """What the model's masks find of the photograph's objects."""
         assert sam is not None  # there is no baseline
         predictor = Predictor(sam, image_size=self.image_size, batch=self.generator.points_per_batch)
@@ -159,7 +176,7 @@ class Task(BaseTask):
         for label, values in numbers.items():
             cells = [f"{percents([values[key] for key in keys]):{n}}" for keys, n in zip(kinds.values(), spaces)]
             lines.append(f"{label:{width}}   " + "   ".join(cells) + f"   {values['masks']:.0f}")
-        tail = f"{int(first['images'])} photographs, {int(first['objects'])} objects; {self.protocol}"
+        tail = f"{int(first['images'])} photographs, {int(first['objects'])} objects; {self.sentence}"
         return "\n".join([*lines, tail])
 
     def picture(self, item: Truth, answers: dict[str, Row]) -> list[Panel]:
@@ -170,6 +187,12 @@ class Task(BaseTask):
             title = f"{label}  {row['masks']} masks, mIoU {row['miou']:.2f}"
             panels.append(Panel(item.fitted, masks=rle.thumbnails(row["_masks"], size), title=title))
         return [*panels, Panel(item.fitted, masks=rle.thumbnails(item.photo.rles, size), title="truth")]
+
+
+def told(config: EverythingConfig) -> dict[str, Any]:
+    """{"name", "arguments"} of a strategy and its settings, without those that change no mask."""
+    arguments = {key: value for key, value in asdict(config).items() if key not in ("strategy", "points_per_batch")}
+    return {"name": config.strategy, "arguments": arguments}
 
 
 def ranked(found: Everything, most: int) -> list[dict[str, Any]]:

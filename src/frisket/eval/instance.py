@@ -23,6 +23,7 @@ from torch import Tensor
 from frisket.data.annotated import JsonPhotographs, Photograph, open_annotated
 from frisket.data.coco import Category
 from frisket.data.detections import read_boxes, read_masks
+from frisket.data.identity import Identity
 from frisket.errors import UserError
 from frisket.eval.ap import COCO, LVIS, Found, Matches, Objects, counted, match, summarise, unpack
 from frisket.eval.task import BaseTask, Row, TaskConfig
@@ -83,6 +84,7 @@ class Config(TaskConfig):
 class Task(BaseTask):
     """Items are photographs with boxes; a row holds the photograph's `Matches`."""
 
+    protocol = "instance_ap"
     needs_model = False  # a results file can be scored alone
 
     def __init__(self, config: Config, image_size: int) -> None:
@@ -101,9 +103,9 @@ class Task(BaseTask):
         self.detections = read_boxes(config.detections, self._file("detections")) if config.detections else None
         self.results = read_masks(config.results, self._file("results")) if config.results else None
         if self.results is not None:
-            self.baseline = f"masks of {Path(config.results).name}"  # type: ignore[misc]
+            self.baseline = f"masks of {Path(config.results).name}"
         elif self.detections is not None:
-            self.baseline = "box fill (baseline)"  # type: ignore[misc]
+            self.baseline = "box fill (baseline)"
 
     def _file(self, key: str) -> Any:
         if not isinstance(self.photographs, JsonPhotographs):
@@ -111,20 +113,40 @@ class Task(BaseTask):
         return self.photographs.file
 
     @property
-    def protocol(self) -> str:
+    def sentence(self) -> str:
         """Rules, boxes, mask choice, refinement, set."""
         s = self.settings
-        boxes = f"boxes and scores of {Path(s.detections).name}" if s.detections else (
-            "ground-truth boxes (non-crowd), scores = predicted IoU"
-        )  # fmt: skip
+        boxes = {
+            "detections": f"boxes and scores of {Path(s.detections).name}",
+            "truth": "ground-truth boxes (non-crowd), scores = predicted IoU",
+            "none": f"masks and scores of {Path(s.results).name}, nothing prompted",
+        }[self.boxes]
         passes = "one refinement pass with the box and the first pass's logits" if s.refine else "no refinement"
+        prompted = f"; {OUTPUTS[s.output]}; {passes}" if self.boxes != "none" else ""
         most = f"at most {self.rules.per_photo} per photograph" if self.rules.per_photo else (
             f"at most {self.rules.per_class} per photograph and class"
         )  # fmt: skip
-        return (
-            f"mask AP by {self.rules.name}'s rules, {most}; {boxes}; {OUTPUTS[s.output]}; {passes}; "
-            f"{self.photographs.name}"
-        )
+        return f"mask AP by {self.rules.name}'s rules, {most}; {boxes}{prompted}; {self.photographs.name}"
+
+    @property
+    def boxes(self) -> str:
+        """What prompts the models: "detections", "truth", or "none" when masks are scored without a model."""
+        return "none" if not self.settings.checkpoint else "detections" if self.settings.detections else "truth"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Rules, boxes and who found them, which mask answers, refinement."""
+        s = self.settings
+        detector = None if self.detections is None else {
+            "name": Path(s.detections).name, "digest": self.detections.digest
+        }  # fmt: skip
+        asked = {"output": s.output, "refine": s.refine} if self.boxes != "none" else {"output": None, "refine": None}
+        rules = "lvis" if self.rules.federated else "coco"
+        return {"rules": rules, "boxes": self.boxes, "detections": detector, **asked}
+
+    def dataset(self, images: int) -> Identity:
+        """The photographs'."""
+        return self.photographs.identity(images)
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -151,7 +173,7 @@ class Task(BaseTask):
         results = None if self.results is None else _found(*self.results.of(photo.image_id))
         return Item(photo, boxes, categories, scores, image, frame, results)
 
-    def judge(self, sam: Sam | None, item: Item) -> Row:
+    def answer(self, sam: Sam | None, item: Item) -> Row:
         """Masks for every box, matched with the truth."""
         if sam is None and item.results is not None:
             found = item.results
@@ -160,8 +182,8 @@ class Task(BaseTask):
             found = _found(rles, item.categories, own if item.scores is None else item.scores)
         matches = match(found, _truth(item.photo), self.rules)
         saved = {"results": _saved(item.photo.image_id, found)} if self.settings.save_masks else {}
-        return {"key": item.key, "masks": len(found.shapes), **_score(matches), "matches": matches, **saved,
-                "_found": found}  # fmt: skip
+        score = _score(matches, f"ar{self.rules.recalls[-1]}")
+        return {"key": item.key, "masks": len(found.shapes), **score, "matches": matches, **saved, "_found": found}
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """{"ap": …, "ap50": …, "ap_s": …, …}, see frisket.eval.ap; "masks" judged and "images"."""
@@ -179,9 +201,9 @@ class Task(BaseTask):
             cells = (f"{100 * values[name]:7.1f}" if values[name] == values[name] else f"{'–':>7}" for name in names)
             lines.append(f"{label:{width}} {''.join(cells)}")
         first = list(numbers.values())[-1]
-        return "\n".join([*lines, f"{int(first['images'])} photographs, {int(first['masks'])} masks; {self.protocol}"])
+        return "\n".join([*lines, f"{int(first['images'])} photographs, {int(first['masks'])} masks; {self.sentence}"])
 
-    def save(self, folder: Path, label: str, rows: list[Row]) -> list[Path]:
+    def extras(self, folder: Path, label: str, rows: list[Row]) -> list[Path]:
         """results_<label>.json, COCO's results format without `bbox`, when save_masks asks for it."""
         if not self.settings.save_masks:
             return []
@@ -263,14 +285,14 @@ def _truth(photo: Photograph) -> Objects:
     )  # fmt: skip
 
 
-def _score(matches: Matches) -> dict[str, float]:
-    """{"ar": recall over objects and IoU thresholds, "score": the same}, nothing where there is no object."""
+def _score(matches: Matches, name: str) -> dict[str, float]:
+    """{name: recall over objects and IoU thresholds, "score": the same}, nothing where there is no object."""
     objects = int((~matches.truths_ignored[0]).sum())
     if not objects:
         return {}
     right = int((unpack(matches.matched)[0] & ~unpack(matches.ignored)[0]).sum())
     recall = right / objects / 10
-    return {"ar": recall, "score": recall}
+    return {name: recall, "score": recall}
 
 
 def _saved(image_id: int, found: Found) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from frisket.data.identity import Identity, of_pixels
 from frisket.errors import UserError, nearest
 from frisket.eval.cost import PRECISIONS, conditions, macs, memory
 from frisket.eval.subject import Photo, Subject, photo, photographs, switched
@@ -82,6 +83,8 @@ class Plan:
 class Task(BaseTask):
     """Items are `Plan`s, so models take turns. A row holds one measurement; times are in ms."""
 
+    protocol = "latency"
+
     def __init__(self, config: Config, image_size: int) -> None:
         # limit counts photographs, not measurements, and a picture would be drawn by measuring again
         super().__init__(replace(config, limit=None, pictures=0), image_size)
@@ -111,7 +114,7 @@ class Task(BaseTask):
         ]
 
     @property
-    def protocol(self) -> str:
+    def sentence(self) -> str:
         """How the numbers were taken, in one line."""
         config = self.settings
         mode = f"compile={config.compile}" if config.compile else "eager"
@@ -121,6 +124,16 @@ class Task(BaseTask):
             f"warm-up, models in turn over {config.rounds} round(s); inputs: {self.source}; encoder, prompts with "
             "decoder, upscaling and end-to-end apart; file decoding outside"
         )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What decides a time, apart from the machine."""
+        names = ("precision", "compile", "tf32", "threads", "rounds")
+        return {"image_size": self.image_size, **{name: getattr(self.settings, name) for name in names}}
+
+    def dataset(self, images: int) -> Identity:
+        """The inputs."""
+        return of_pixels("photographs" if self.settings.data else "noise", self.pixels)
 
     @property
     def source(self) -> str:
@@ -135,7 +148,7 @@ class Task(BaseTask):
         """Measurement `index`."""
         return self.plans[index]
 
-    def judge(self, sam: Sam | None, item: Plan) -> Row:
+    def answer(self, sam: Sam | None, item: Plan) -> Row:
         """Measure one model."""
         assert sam is not None
         subject = self._subject(sam)
@@ -212,7 +225,7 @@ class Task(BaseTask):
                 f"FAIL: the masks of {', '.join(failed)} are not those of eager fp32 (IoU below "
                 f"{self.settings.agreement:g} or not finite), so there are no times"
             )
-        return "\n".join([*lines, self.protocol])
+        return "\n".join([*lines, self.sentence])
 
     def _subject(self, sam: Sam) -> Subject:
         """What is timed of `sam`, made once."""

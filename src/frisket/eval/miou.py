@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from frisket.data.annotated import Photograph, open_annotated
+from frisket.data.identity import Identity
 from frisket.errors import UserError
 from frisket.eval.clicks import anywhere, first_clicks, grid_error_clicks, next_clicks, round_trip
 from frisket.eval.metrics import MaskIoU
@@ -70,6 +71,7 @@ class Config(TaskConfig):
 class Task(BaseTask):
     """Items are `Truth`s; a row holds IoU (M,) by protocol and prompt, and areas (M,) by protocol."""
 
+    protocol = "prompted_miou"
     baseline = "box fill (baseline)"
 
     def __init__(self, config: Config, image_size: int) -> None:
@@ -86,9 +88,18 @@ class Task(BaseTask):
         self.photographs = open_annotated(config.data, config.images or None, config.split)
 
     @property
-    def protocol(self) -> str:
+    def sentence(self) -> str:
         """Every protocol's sentence, and the set."""
         return "; ".join(f"{p.name}: {p.sentence}" for p in self.protocols) + f"; {self.photographs.name}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Names of the protocols, and clicks."""
+        return {"protocols": [p.name for p in self.protocols], "clicks": self.clicks, "seed": self.seed}
+
+    def dataset(self, images: int) -> Identity:
+        """The photographs'."""
+        return self.photographs.identity(images)
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -126,7 +137,7 @@ class Task(BaseTask):
         """Chance of one object, the same on every rank, in every order and beside every other protocol."""
         return np.random.default_rng([self.seed, zlib.crc32(key.encode()), number, *more])
 
-    def judge(self, sam: Sam | None, item: Truth) -> Row:
+    def answer(self, sam: Sam | None, item: Truth) -> Row:
         """IoU of every object by every protocol and prompt."""
         device = torch.device("cpu") if sam is None else sam.device
         answer = None if sam is None else Answers(sam, item)
@@ -155,7 +166,7 @@ class Task(BaseTask):
             iou[p.name] = {kind: torch.cat(found)[keep] for kind, found in parts[p.name].items()}
             for kind, values in iou[p.name].items():
                 if bool(values.isfinite().any()):
-                    means[f"{p.name}_{kind}_miou" if several else f"{kind}_miou"] = float(values.nanmean())
+                    means[f"{p.name}/{kind}/miou" if several else f"{kind}/miou"] = float(values.nanmean())
         areas = {
             p.name: torch.from_numpy((item.photo.areas if p.by_annotation else item.pixels)[item.kept[p.name]])
             for p in self.protocols

@@ -1,7 +1,7 @@
 """What an evaluation is: photographs in, one row for each, numbers out. A task is a file beside this one.
 
     class Config(TaskConfig): …          its settings: dataclass <- configs/eval_<task>.yaml <- key=value
-    class Task(BaseTask): …              load, judge, summarise; found by its file's name, as recipes are
+    class Task(BaseTask): …              load, answer, summarise; found by its file's name, as recipes are
 
 `frisket eval configs/eval_<task>.yaml` runs it: frisket.engine.judge spreads the items over workers and ranks, and
 brings the rows together in the order of the items, so that two ranks give exactly the numbers of one. Rows, not
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from frisket.data.identity import Identity
 from frisket.models.sam import Sam
 from frisket.picture import Panel
 from frisket.plugins import Extensible, Room
@@ -53,7 +54,8 @@ class TaskConfig(Extensible):
 class BaseTask(ABC):
     """One evaluation, bound to its data. Made on every rank; must be cheap to pickle into loader workers."""
 
-    baseline: ClassVar[str | None] = None  # label of the answer that needs no model; judge(None, item) gives it
+    baseline: str | None = None  # label of the answer that needs no model; answer(None, item) gives it
+    protocol: ClassVar[str] = ""  # what is measured, as programs tell it apart: "prompted_miou", …
     needs_model: ClassVar[bool] = True
 
     def __init__(self, config: TaskConfig, image_size: int) -> None:
@@ -61,8 +63,22 @@ class BaseTask(ABC):
 
     @property
     @abstractmethod
-    def protocol(self) -> str:
+    def sentence(self) -> str:
         """One line that says exactly what is measured; stands in every result."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the protocol: results compare when protocol, arguments, strategy and data set are equal."""
+        return {}
+
+    @property
+    def strategy(self) -> dict[str, Any] | None:
+        """{"name", "arguments"} of what asks for all masks of a photograph; None where prompts are given."""
+        return None
+
+    @abstractmethod
+    def dataset(self, images: int) -> Identity:
+        """The data set, of which the first `images` items are judged."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -73,12 +89,12 @@ class BaseTask(ABC):
         """Item `index`, on the CPU, or None for nothing to judge. Runs in loader workers. Raises UserError."""
 
     @abstractmethod
-    def judge(self, sam: Sam | None, item: Any) -> Row:
+    def answer(self, sam: Sam | None, item: Any) -> Row:
         """One model's answer to one item, as a row. `sam` is in eval mode on its device; None is the baseline."""
 
     def without_model(self, item: Any) -> dict[str, Row]:
         """{label: row} of the answers to one item that need no model: the baseline's, unless a task knows others."""
-        return {} if self.baseline is None else {self.baseline: self.judge(None, item)}
+        return {} if self.baseline is None else {self.baseline: self.answer(None, item)}
 
     @abstractmethod
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
@@ -88,7 +104,7 @@ class BaseTask(ABC):
     def table(self, numbers: dict[str, dict[str, Any]]) -> str:
         """The printed table: models as rows, numbers as people quote them."""
 
-    def save(self, folder: Path, label: str, rows: list[Row]) -> list[Path]:
+    def extras(self, folder: Path, label: str, rows: list[Row]) -> list[Path]:
         """Write what else a task offers of one model under `folder` (masks, maps); the files. On rank 0, after all."""
         return []
 

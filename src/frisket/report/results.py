@@ -199,7 +199,8 @@ def of_preset(numbers: dict[str, Any], preset: str, known: list[str]) -> dict[st
 
 def sentence(evaluation: Evaluation, preset: str) -> str:
     """What the result says of its protocol; of several ("a: …; b: …; set") only `preset`'s part and the set's."""
-    whole = str(evaluation.report.get("protocol") or "not stated")
+    told = evaluation.report.get("protocol")
+    whole = str((told.get("sentence") if isinstance(told, dict) else told) or "not stated")
     parts = whole.split("; ")
     names = {match[1] for part in parts if (match := re.match(r"([\w.+-]+): ", part))}
     if preset not in names:
