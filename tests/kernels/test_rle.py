@@ -102,6 +102,8 @@ GOOD = {"size": [6, 5], "counts": rle.encode(np.eye(6, 5))["counts"]}
         ({"size": [6, 5], "counts": ""}, "sum to 0"),
         ({"size": [6, 5], "counts": []}, "sum to 0"),
         ({"size": [6, 5], "counts": [29]}, "sum to 29"),
+        ({"size": [6, 5], "counts": [31]}, "longer than its picture"),
+        ({"size": [6, float("inf")], "counts": [30]}, "height, width"),
         ({"size": [6, 5], "counts": "o"}, "middle of a run"),
         ({"size": [6, 5], "counts": "ooooooooo1"}, "35 bits"),
         ({"size": [6, 5], "counts": "a b"}, "outside"),
@@ -109,7 +111,7 @@ GOOD = {"size": [6, 5], "counts": rle.encode(np.eye(6, 5))["counts"]}
         ({"size": [6, 5], "counts": b"\xff"}, "outside"),
         ({"size": [6, 5], "counts": "O"}, "negative"),
         ({"size": [6, 5], "counts": [31, -1]}, "negative"),
-        ({"size": [6, 5], "counts": [1 << 62, 1 << 62]}, "longer than any picture"),
+        ({"size": [6, 5], "counts": [1 << 62, 1 << 62]}, "longer than its picture"),
         ({"size": [6, 5], "counts": [1.5, 28.5]}, "whole numbers"),
         ({"size": [6, 5], "counts": [[30]]}, "whole numbers"),
         ({"size": [6, 5], "counts": 30}, "neither a string"),
@@ -121,6 +123,34 @@ def test_damage_is_named(broken, reason):
     rle.check(GOOD, (6, 5))
     with pytest.raises(ValueError, match=reason):
         rle.check(broken, (6, 5))
+
+
+def compressed(runs):
+    """COCO's string of runs, in plain Python: any whole numbers that 35 bits of difference reach."""
+    text = []
+    for n, run in enumerate(runs):
+        value, more = run - (runs[n - 2] if n > 2 else 0), True
+        while more:
+            piece, value = value & 31, value >> 5
+            more = value != (-1 if piece & 16 else 0)
+            text.append(chr(piece + (80 if more else 48)))
+    return "".join(text)
+
+
+def test_runs_whose_sum_wraps_are_refused():
+    """Each run a step longer than the one before last: in 64 bits their sum, 2^64 + 30, is a good 6 x 5 mask's."""
+    weights = [n // 2 for n in range(92_700)]
+    step, rest = divmod((1 << 64) + 30, sum(weights))
+    runs = [step * weight for weight in weights]
+    runs[-1] += rest
+    assert np.array(runs, np.uint64).sum() == 30
+    for given in (compressed(runs), runs, np.array(runs)):
+        with pytest.raises(ValueError, match="longer than its picture"):
+            rle.check({"size": [6, 5], "counts": given}, (6, 5))
+    assert (
+        compressed([3, 4, 2, 21])
+        == coco.frPyObjects({"size": [6, 5], "counts": [3, 4, 2, 21]}, 6, 5)["counts"].decode()
+    )
 
 
 def test_fill_many_names_the_damaged_mask():

@@ -16,7 +16,10 @@ def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     """Kept indices, long (K,), best first, of boxes (N, 4) xyxy with scores (N,).
 
     The area of a box is (x1 - x0)(y1 - y0), so one without area neither goes nor makes another go.
+    Raises ValueError for other shapes.
     """
+    if scores.ndim != 1 or boxes.shape != (len(scores), 4):
+        raise ValueError(f"boxes are (N, 4) with scores (N,), not {tuple(boxes.shape)} and {tuple(scores.shape)}")
     corners = boxes.detach().cpu().float().contiguous().numpy()
     order = torch.argsort(scores.detach().cpu(), descending=True, stable=True)
     kept = order[torch.from_numpy(_survivors(corners[order.numpy()], np.float32(iou)))]

@@ -22,20 +22,24 @@ from numpy.typing import ArrayLike, NDArray
 
 Rle = Mapping[str, Any]
 
-_TRUNCATED, _CHARACTER, _TOO_LONG, _NEGATIVE = -1, -2, -3, -4
+_TRUNCATED, _CHARACTER, _TOO_LONG, _NEGATIVE, _BEYOND = -1, -2, -3, -4, -5
 _DAMAGE = {
     _TRUNCATED: "its counts string ends in the middle of a run",
     _CHARACTER: "its counts string holds a character outside '0'..'o'",
     _TOO_LONG: "its counts string holds a run of more than 35 bits",
     _NEGATIVE: "it has a negative run",
+    _BEYOND: "its runs are longer than its picture",
 }
 _SIDE_LIMIT = 1 << 20  # pixels a side; keeps every product below far inside int64
 
 
 @numba.njit(cache=True, nogil=True)
-def _parse(text, runs):  # pragma: no cover (compiled)
-    """Runs of a compressed string into `runs` (at least len(text) long). Returns their number or an error code."""
-    number, at, end = 0, 0, text.size
+def _parse(text, runs, pixels):  # pragma: no cover (compiled)
+    """Runs of a compressed string into `runs` (at least len(text) long). Returns their number or an error code.
+
+    Nothing can wrap: a run is refused as soon as it, or all so far, are longer than the picture's `pixels`.
+    """
+    number, at, end, left = 0, 0, text.size, pixels
     while at < end:
         value, shift, more = np.int64(0), 0, True
         while more:
@@ -56,6 +60,9 @@ def _parse(text, runs):  # pragma: no cover (compiled)
             value += runs[number - 2]
         if value < 0:
             return _NEGATIVE
+        if value > left:
+            return _BEYOND
+        left -= value
         runs[number] = value
         number += 1
     return number
@@ -158,23 +165,18 @@ def _size(rle: Rle) -> tuple[int, int]:
     """(H, W) of a mask, validated."""
     try:
         height, width = (int(n) for n in rle["size"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"its size is not [height, width]: {error!r}") from error
     if not (0 < height <= _SIDE_LIMIT and 0 < width <= _SIDE_LIMIT):
         raise ValueError(f"its size {height} x {width} is not a picture's")
     return height, width
 
 
-def _total(runs: NDArray[np.int64], height: int, width: int) -> None:
-    total = int(runs.sum())
-    if total != height * width:
-        raise ValueError(f"its runs sum to {total}, but its size {height} x {width} has {height * width} pixels")
-
-
-def counts(rle_counts: str | bytes | Sequence[int]) -> NDArray[np.int64]:
+def counts(rle_counts: str | bytes | Sequence[int], pixels: int = _SIDE_LIMIT**2) -> NDArray[np.int64]:
     """Run lengths of a mask's counts, background first: a compressed string, its bytes, or a list of runs.
 
-    Raises ValueError with the reason for a damaged string, a negative run or anything that is not one of the three.
+    Raises ValueError with the reason for a damaged string, a negative run, runs that are longer than the picture's
+    `pixels` together, or anything that is not one of the three.
     """
     if isinstance(rle_counts, str):
         if not rle_counts.isascii():
@@ -182,7 +184,7 @@ def counts(rle_counts: str | bytes | Sequence[int]) -> NDArray[np.int64]:
         rle_counts = rle_counts.encode("ascii")
     if isinstance(rle_counts, bytes):
         runs = np.empty(len(rle_counts), np.int64)
-        number = _parse(np.frombuffer(rle_counts, np.uint8), runs)
+        number = _parse(np.frombuffer(rle_counts, np.uint8), runs, pixels)
         if number < 0:
             raise ValueError(_DAMAGE[number])
         return runs[:number]
@@ -191,27 +193,30 @@ def counts(rle_counts: str | bytes | Sequence[int]) -> NDArray[np.int64]:
     runs = np.asarray(rle_counts) if len(rle_counts) else np.empty(0, np.int64)
     if runs.ndim != 1 or runs.dtype.kind not in "iu":
         raise ValueError("its counts are not a flat list of whole numbers")
-    if runs.size and (runs.min() < 0 or runs.max() > _SIDE_LIMIT**2):
-        raise ValueError(_DAMAGE[_NEGATIVE] if runs.min() < 0 else "it has a run longer than any picture")
+    if runs.size and runs.min() < 0:
+        raise ValueError(_DAMAGE[_NEGATIVE])
+    if runs.sum(dtype=np.float64) > pixels:  # a float neither wraps nor rounds below 2^53, far more than any picture
+        raise ValueError(_DAMAGE[_BEYOND])
     return runs.astype(np.int64, copy=False)
 
 
 def _table(samples: ArrayLike, size: int, axis: str) -> NDArray[np.int64]:
     first = np.empty(size + 1, np.int64)
-    if not _first(np.ascontiguousarray(samples, np.int64), first):
+    if np.ndim(samples) != 1 or not _first(np.ascontiguousarray(samples, np.int64), first):
         raise ValueError(f"the sampled {axis} must rise within 0..{size - 1} and end in -1 where there is padding")
     return first
 
 
 def _checked(rle: Rle, size: tuple[int, int]) -> NDArray[np.int64]:
     """Runs of a mask that must have the given size."""
-    found = _size(rle)
-    if found != size:
-        raise ValueError(f"its size is {found[0]} x {found[1]}, not {size[0]} x {size[1]}")
+    height, width = _size(rle)
+    if (height, width) != size:
+        raise ValueError(f"its size is {height} x {width}, not {size[0]} x {size[1]}")
     if "counts" not in rle:
         raise ValueError("it has no counts")
-    runs = counts(rle["counts"])
-    _total(runs, *size)
+    runs = counts(rle["counts"], height * width)
+    if runs.sum() != height * width:
+        raise ValueError(f"its runs sum to {runs.sum()}, but its size {height} x {width} has {height * width} pixels")
     return runs
 
 

@@ -65,6 +65,7 @@ def judge(low: Tensor, frame: Frame, *, offset: float, at_least: float) -> Upsca
 
     at_least: the stability to reach; 0 or less keeps every mask, as in SAM even one whose stability is NaN.
     """
+    _fits(low, frame)
     bounds = blocks_numba if low.device.type == "cpu" else blocks_torch
     sure, doubt, strict, loose, unknown = bounds(low.detach().float(), frame, (offset, 0.0, -offset))
     stability = sure[:, 0] / sure[:, 2]
@@ -85,6 +86,7 @@ def judge(low: Tensor, frame: Frame, *, offset: float, at_least: float) -> Upsca
 def encode(low: Tensor, frame: Frame) -> list[dict[str, Any]]:
     """COCO RLE of masks (N, G, G) at full size, logit > 0: what `upscale_logits` and `rle.encode` give, but for pixels
     within rounding of 0."""
+    _fits(low, frame)
     if low.device.type == "cpu":
         sheet = np.empty((frame.original[1], frame.original[0]), np.bool_)
         rows, columns = (axis(frame, dim, low.device).arrays() for dim in (0, 1))
@@ -95,6 +97,14 @@ def encode(low: Tensor, frame: Frame) -> list[dict[str, Any]]:
         return found
     parts = ((upscale_logits(part, frame) > 0).mT.contiguous().cpu().numpy() for part in low.split(_at_once(frame)))
     return [rle.encode_columns(mask) for part in parts for mask in part]
+
+
+def _fits(low: Tensor, frame: Frame) -> None:
+    """Raises ValueError for masks of another grid: compiled code reads where the frame says."""
+    if low.ndim != 3 or low.shape[1:] != (frame.grid, frame.grid) or frame.grid < 3:
+        raise ValueError(
+            f"masks of {frame} are (N, {frame.grid}, {frame.grid}), at least 3 x 3, not {tuple(low.shape)}"
+        )
 
 
 def _at_once(frame: Frame) -> int:
