@@ -14,7 +14,7 @@ from frisket import checkpoint
 from frisket.checkpoint import MODEL_STATES
 from frisket.errors import UserError
 from frisket.models.sam import Sam
-from frisket.models.zoo import ENCODERS, build
+from frisket.models.zoo import build, entries
 from frisket.runfiles import RunFiles
 
 SMALL = {"image_size": 64, "width": 16, "depth": 1, "heads": 2, "global_blocks": (0,)}
@@ -212,7 +212,7 @@ def test_missing_weights_say_where_and_what(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"\$FRISKET_WEIGHTS is not set.*sam_vit_h_4b8939\.pth"):
         checkpoint.load("sam_vit_h")
     monkeypatch.setenv("FRISKET_WEIGHTS", str(tmp_path))
-    for name, entry in ENCODERS.items():
+    for name, entry in entries().items():
         with pytest.raises(UserError) as missing:
             checkpoint.load(name)
         assert str(tmp_path / (entry.checkpoint or f"{name}.pt")) in str(missing.value)

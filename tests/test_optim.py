@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from frisket.models.encoder import undecayed
 from frisket.models.sam import Sam
 from frisket.models.zoo import build as build_sam
 from frisket.optim import OptimConfig, adamw, ratio
 
 
-def decayed(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, bool]:
+def decayed(parameters: Iterable[tuple[str, nn.Parameter]], plain: set[str]) -> dict[str, bool]:
     """{name: whether the optimizer shrinks it}."""
     named = dict(parameters)
-    optimizer, _ = adamw(named.items(), OptimConfig(weight_decay=0.1), steps=10)
+    optimizer, _ = adamw(named.items(), OptimConfig(weight_decay=0.1), steps=10, plain=plain)
     shrunk = {id(p): group["weight_decay"] == 0.1 for group in optimizer.param_groups for p in group["params"]}
     return {name: shrunk[id(p)] for name, p in named.items() if id(p) in shrunk}
 
@@ -23,7 +24,7 @@ def decayed(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, bool]:
 @pytest.mark.parametrize("kind", ["vit", "lightening"])
 def test_matrices_decay_and_nothing_else(tiny_sam: Sam, kind: str) -> None:
     sam = tiny_sam if kind == "vit" else build_sam("lightening", image_size=64, width=48, depth=2, heads=2)
-    decay = decayed(sam.named_parameters())
+    decay = decayed(sam.named_parameters(), undecayed(sam))
     assert len(decay) == len(list(sam.parameters()))
     # by kind of module, not by name: weights of linear and convolution layers, and only those
     expected = {
@@ -38,7 +39,7 @@ def test_matrices_decay_and_nothing_else(tiny_sam: Sam, kind: str) -> None:
 
 def test_frozen_parameters_are_left_out(tiny_sam: Sam) -> None:
     tiny_sam.image_encoder.requires_grad_(False)
-    names = decayed(tiny_sam.named_parameters())
+    names = decayed(tiny_sam.named_parameters(), set())
     assert names and not any(name.startswith("image_encoder") for name in names)
 
 

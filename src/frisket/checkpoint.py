@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from frisket.errors import UserError, nearest, warn
 from frisket.files import atomic, check_zip
+from frisket.models import zoo
 from frisket.models.sam import Sam
-from frisket.models.zoo import ENCODERS, build, spec
+from frisket.models.zoo import build, entries
 from frisket.runfiles import RunFiles
 
 FORMAT = 1
@@ -81,12 +82,12 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Sam:
     Raises UserError when nothing is there, the file is damaged, or its keys and shapes are not the model's.
     """
     text = str(name_or_path)
-    path = _public(text) if text in ENCODERS else Path(name_or_path)
+    path = _public(text) if text in entries() else Path(name_or_path)
     if not path.exists():
-        hint = nearest(text, ENCODERS) if os.sep not in text else "give a file, a run folder or a model's name"
+        hint = nearest(text, entries()) if os.sep not in text else "give a file, a run folder or a model's name"
         raise UserError(f"there is no checkpoint at {path}: {hint}")
     name, changes, state = _read(path)
-    if text in ENCODERS and name != text:
+    if text in entries() and name != text:
         raise UserError(f"{path} holds '{name}', not '{text}': put the right file there or load it by its path")
     with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
         sam = build(name, **changes)
@@ -141,12 +142,10 @@ def save(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any] | None = N
 
     Raises UserError when the disk is full.
     """
-    name, changes = spec(sam)
     state = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
     record = {
         "frisket": FORMAT,
-        "name": name,
-        "changes": changes,
+        **zoo.record(sam),
         "state_dict": state,
         "provenance": dict(provenance or {}),
     }
@@ -190,12 +189,8 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 def _public(name: str) -> Path:
     """Where the weights of a zoo name lie. Raises UserError saying where they were looked for and how to get them."""
-    public = ENCODERS[name].checkpoint
-    file = public or f"{name}.pt"
-    if public:
-        get = f"download Meta's {file} and put it there"
-    else:
-        get = f"nobody published it: train one, copy its model.pt there as {file}, or load it by its path"
+    row = zoo.entry(name)
+    file, get = row.checkpoint or f"{name}.pt", row.source
     folder = os.environ.get("FRISKET_WEIGHTS")
     if not folder:
         raise UserError(f"weights of '{name}': $FRISKET_WEIGHTS is not set; set it to the folder of {file} ({get})")
@@ -269,8 +264,8 @@ def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _name(record: Mapping[str, Any], path: Path) -> str:
-    if record.get("name") not in ENCODERS or not isinstance(record.get("changes"), Mapping):
-        raise UserError(f"{path} names the model {record.get('name')!r}: {nearest(str(record.get('name')), ENCODERS)}")
+    if record.get("name") not in entries() or not isinstance(record.get("changes"), Mapping):
+        raise UserError(f"{path} names the model {record.get('name')!r}: {nearest(str(record.get('name')), entries())}")
     return str(record["name"])
 
 
@@ -292,11 +287,11 @@ def _layout(name: str) -> dict[str, tuple[int, ...]]:
 def _identify(state: Mapping[str, Tensor], path: Path) -> str:
     """The zoo name whose layout this is. Raises UserError with the first differences from the likest."""
     print_ = fingerprint(state)
-    for name in ENCODERS:
+    for name in entries():
         if fingerprint(_layout(name)) == print_:
             return name
     shapes = {(key, tuple(value.shape)) for key, value in state.items()}
-    likest = max(ENCODERS, key=lambda name: len(shapes & set(_layout(name).items())))
+    likest = max(entries(), key=lambda name: len(shapes & set(_layout(name).items())))
     _check(_layout(likest), state, f"{path} is no model of the zoo; the likest is '{likest}'")
     raise AssertionError("unreachable: a layout without differences has the same fingerprint")
 

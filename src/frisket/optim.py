@@ -4,19 +4,12 @@ Total steps come from the config: `trainer.estimated_stepping_batches` silently 
 """
 
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
-
-# "token" alone would also catch cross_attn_token_to_image, whose weights are matrices
-TABLE = re.compile(
-    r"pos_embed|rel_pos|(iou_token|mask_tokens|point_embeddings\.\d+|not_a_point_embed|no_mask_embed)\.weight$"
-)
-"""Names of position tables and token embeddings: two axes or more, yet not matrices."""
 
 
 @dataclass
@@ -35,16 +28,21 @@ class OptimConfig:
     decay_share: float = 0.4
 
 
-def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, steps: int):
-    """Return (AdamW, LambdaLR stepped once per optimizer step) over the named parameters that require gradients."""
-    decay, plain = [], []
+def adamw(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, steps: int, plain: Collection[str] = ()
+):
+    """Return (AdamW, LambdaLR stepped once per optimizer step) over the named parameters that require gradients.
+
+    Biases and norms are not shrunk, nor the parameters called in `plain`: position tables and token embeddings, which
+    have two axes or more and yet are no matrices (MAE's and SAM's habit).
+    """
+    decay, spared = [], []
     for name, parameter in parameters:
         if parameter.requires_grad:
-            # biases, norms, position tables and token embeddings are not shrunk (MAE's and SAM's habit)
-            (plain if parameter.ndim < 2 or TABLE.search(name) else decay).append(parameter)
+            (spared if parameter.ndim < 2 or name in plain else decay).append(parameter)
     groups = [
         {"params": decay, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": spared, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=config.lr, betas=tuple(config.betas), fused=True

@@ -66,7 +66,7 @@ def test_counting_neither_computes_nor_copies(tiny_sam: Sam) -> None:
     copy = on_meta(tiny_sam)
     assert all(t.is_meta for t in [*copy.parameters(), *copy.buffers()])
     assert not any(t.is_meta for t in [*tiny_sam.parameters(), *tiny_sam.buffers()])
-    assert macs(tiny_sam, 64) == macs(tiny_sam, 64)  # what was swapped for counting was put back
+    assert macs(tiny_sam, 64) == macs(tiny_sam, 64)
 
 
 # ---------------------------------------------------------------- time

@@ -52,7 +52,7 @@ def test_resampled_tables_keep_their_meaning() -> None:
 
 
 def test_patch_embed_refuses_a_rest() -> None:
-    embed = blocks.PatchEmbed(8, 16)
+    embed = blocks.PatchEmbed(8)
     assert embed(torch.zeros(1, 3, 32, 48)).shape == (1, 2, 3, 8)
     with pytest.raises(ValueError, match="not a multiple of the patch side 16"):
         embed(torch.zeros(1, 3, 40, 48))

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from frisket.errors import UserError
 from frisket.kernels import dilated
-from frisket.models.lightening import LighteningConfig, LighteningEncoder, macs
+from frisket.models.encoder import Tap
+from frisket.models.lightening import LighteningConfig, LighteningEncoder
 
 TINY = dict(image_size=128, width=32, depth=2, heads=2, segment=32, dilation=2, out_channels=16)
 
@@ -24,11 +25,12 @@ def test_default_counts_are_those_of_the_docstring():
     with torch.device("meta"):
         encoder = LighteningEncoder(config)
     assert sum(p.numel() for p in encoder.parameters()) == 13_204_096
-    assert macs(config, 1024) == 52_344_913_920
-    dense = LighteningConfig(segment=0, dilation=1)
+    assert encoder.macs(1024) == 52_344_913_920
+    with torch.device("meta"):
+        dense = LighteningEncoder(LighteningConfig(segment=0, dilation=1))
     # design/performance.md: dense attention costs 77.3 G in its six global blocks, ours 4.83 G.
-    assert macs(dense, 1024) - macs(config, 1024) == 6 * 2 * 4096 * 384 * (4096 - 256)
-    assert (encoder.width, encoder.num_blocks, encoder.config) == (384, 6, config)
+    assert dense.macs(1024) - encoder.macs(1024) == 6 * 2 * 4096 * 384 * (4096 - 256)
+    assert (encoder.taps, encoder.config) == ((Tap(384, 16),) * 6, config)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_macs_are_those_of_the_operations_run(changes, monkeypatch):
     for module in encoder.modules():
         module.register_forward_hook(hook)
     encoder(torch.randn(1, 3, 128, 128))
-    assert total == macs(encoder.config, 128)
+    assert total == encoder.macs(128)
 
 
 def test_names_are_sams_where_the_part_is_sams():

@@ -64,7 +64,7 @@ def their_sam(sam: Sam) -> torch.nn.Module:
         },
         prompt_encoder_config={
             "image_size": ours.image_size,
-            "image_embedding_size": ours.image_size // ours.patch,
+            "image_embedding_size": ours.image_size // 16,
         },
     )
     theirs = transformers.SamModel(config).eval()

@@ -91,8 +91,8 @@ def test_taps_are_the_block_outputs(tiny: Callable[..., Sam]) -> None:
         assert torch.equal(embedding, encoder(x))
     assert torch.equal(features[0], seen[2])
     assert torch.equal(features[1], seen[0])
-    assert features[0].shape == (1, 8, 8, encoder.width)
-    assert encoder.num_blocks == 3
+    assert features[0].shape == (1, 8, 8, encoder.taps[2].width)
+    assert len(encoder.taps) == 3
     with pytest.raises(ValueError, match=r"taps \[3\]"):
         encoder.forward_features(x, taps=(3,))
 
@@ -112,7 +112,7 @@ def test_images_do_not_see_each_other(tiny: Callable[..., Sam]) -> None:
     ("wrong", "said"),
     [
         ({"heads": 5}, "multiple of heads 5"),
-        ({"image_size": 100}, "multiple of patch"),
+        ({"image_size": 100}, "multiple of 16"),
         ({"depth": 4}, r"global_blocks"),
     ],
 )

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import plugged
 import pytest
 import torch
 
+from frisket import plugins
 from frisket.checkpoint import fingerprint
 from frisket.errors import UserError
 from frisket.models import zoo
@@ -70,7 +72,7 @@ def test_every_name_builds_with_the_same_prompt_side(name: str) -> None:
 def test_changes_reach_the_encoder_and_are_remembered_as_plain_data() -> None:
     sam = zoo.build("sam_vit_t", depth=2, global_blocks=[1], image_size=64)
     assert sam.image_encoder.config.global_blocks == (1,)
-    assert sam.image_encoder.num_blocks == 2
+    assert len(sam.image_encoder.taps) == 2
     assert zoo.spec(sam) == ("sam_vit_t", {"depth": 2, "global_blocks": (1,), "image_size": 64})
     again = zoo.build(sam.name, **sam.changes)
     assert fingerprint(again.state_dict()) == fingerprint(sam.state_dict())
@@ -102,3 +104,24 @@ with torch.no_grad():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(1, 256, 4, 4)"
+
+
+def test_a_plug_ins_encoder_is_a_row_and_lacks_nothing() -> None:
+    plugins.load(["plugged"])
+    assert zoo.names()[0] != "pyramid" and "pyramid" in zoo.names()
+    sam = zoo.build("pyramid", width=4)
+    assert zoo.record(sam) == {"name": "pyramid", "changes": {"width": 4}, "plugin": "plugged"}
+    assert zoo.record(zoo.build("sam_vit_t", image_size=64, depth=1, global_blocks=[0])).keys() == {"name", "changes"}
+
+
+def test_an_encoder_that_breaks_the_contract_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(plugged.Pyramid, "macs")
+    plugins.load(["plugged"])
+    with pytest.raises(UserError, match="model 'pyramid' lacks macs: see"):
+        zoo.build("pyramid")
+
+
+def test_a_patch_side_is_no_setting() -> None:
+    """Everything after the encoder counts in cells of 16 px."""
+    with pytest.raises(UserError, match="no setting 'patch'"):
+        zoo.build("sam_vit_t", patch=8)

@@ -1,21 +1,23 @@
 """distill_lightening: the schedule's values, the layer map, what trains, and where the teacher is not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import plugged
 import pytest
 import torch
 from tinyfit import changed, compare_golden, falls, settle, snapshot
 
-from frisket import checkpoint
+from frisket import checkpoint, plugins
 from frisket.data.module import ShardData
 from frisket.errors import UserError
 from frisket.losses import feature_loss
-from frisket.models.lightening import macs
 from frisket.recipes.base import ModelSpec, valid_tokens
 from frisket.recipes.distill_lightening import Config, DistillConfig, Module, focus_pairs, layer_weights
 
+STUDENT = ModelSpec("lightening", {"width": 48, "depth": 4, "heads": 3})
 Fit = Callable[..., tuple[list[float], L.Trainer]]
 
 
@@ -23,10 +25,10 @@ Fit = Callable[..., tuple[list[float], L.Trainer]]
 def recipe(tiny_shards: Path, tiny_teacher: Path) -> Callable[..., Module]:
     """A function (**fields of DistillConfig) -> Module: 48 wide, 4 blocks, taught by tiny_teacher's 4 blocks of 64."""
 
-    def make(**fields: object) -> Module:
+    def make(student: ModelSpec = STUDENT, **fields: object) -> Module:
         config = Config(
             teacher=str(tiny_teacher),
-            student=ModelSpec("lightening", {"width": 48, "depth": 4, "heads": 3}),
+            student=student,
             distill=DistillConfig(**fields),  # type: ignore[arg-type]
         )
         settle(config, tiny_shards)
@@ -274,8 +276,34 @@ def test_the_gallery_shows_teacher_student_and_truth(recipe) -> None:
     assert all(c.shape == batch.masks.shape and c.dtype == torch.bool for c in columns.values())
 
 
-def test_flops_of_dilated_attention_are_counted(recipe) -> None:
-    """On the meta device, as the MFU meter does; the model's own count of multiply-adds is the oracle."""
-    module = recipe()
-    config = module.sam.image_encoder.config
-    assert module.model_flops_per_image() == pytest.approx(3 * 2 * macs(config, 64), rel=0.02)
+def test_stages_of_other_width_and_grid_are_taught(recipe, fit: Fit) -> None:
+    """A pyramid's first stage has half the teacher's cell: it is averaged over the teacher's grid, then projected."""
+    plugins.load(["plugged"])
+    student = {"student": ModelSpec("pyramid"), "schedule": "constant", "student_blocks": [1, 2]}
+    module = recipe(**student, teacher_blocks=[2, 4])
+    assert [(p.in_features, p.out_features) for p in module.projections] == [(8, 64), (16, 64)]
+    batch = next(iter(ShardData(module.config.data).train_dataloader()))
+    with torch.no_grad():
+        loss = module.training_step(batch, 0)
+        images = module.sam.preprocess(batch.images, batch.sizes)
+        neck, mine = module.sam.image_encoder.forward_features(images, [0, 1])
+        target, theirs = module.teacher.image_encoder.forward_features(images, [1, 3])
+    seen = valid_tokens(batch, 4, 4)
+    expected = (neck - target).movedim(1, -1)[seen].square().mean()
+    averaged = mine[0].unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4))
+    for depth, x, y, project in zip((1 / 2, 1.0), (averaged, mine[1]), theirs, module.projections):
+        normal = torch.nn.functional.layer_norm(y, y.shape[-1:])
+        expected = expected + depth * (project(x) - normal)[seen].square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    fit(module, 1)
+
+
+def test_the_neck_schedule_asks_for_no_taps(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.load(["plugged"])
+    tapless = type("Tapless", (plugged.Pyramid,), {"taps": property(lambda self: (), lambda self, value: None)})
+    row = replace(plugged.ENCODERS["pyramid"], encoder=tapless)
+    monkeypatch.setitem(plugged.ENCODERS, "pyramid", row)
+    module = recipe(student=ModelSpec("pyramid"), schedule="neck")
+    module.training_step(next(iter(ShardData(module.config.data).train_dataloader())), 0).backward()
+    with pytest.raises(UserError, match=r"the student has 0 taps.*set distill\.schedule=neck"):
+        recipe(student=ModelSpec("pyramid"), schedule="cascade")

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frisket.models.encoder import STRIDE
+
 
 class LayerNorm2d(nn.Module):
     """LayerNorm over the channels of each pixel of a (B, C, h, w) map; the same shape comes back."""
@@ -41,19 +43,18 @@ class MLPBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens: (B, 3, H, W) -> (B, H/patch, W/patch, width), channels last.
+    """Patches of 16 x 16 pixels to tokens: (B, 3, H, W) -> (B, H/16, W/16, width), channels last.
 
-    Raises ValueError when a side is no multiple of the patch: a convolution would drop the rest without a word.
+    Raises ValueError when a side is no multiple of 16: a convolution would drop the rest without a word.
     """
 
-    def __init__(self, width: int, patch: int = 16) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
-        self.patch = patch
+        self.proj = nn.Conv2d(3, width, kernel_size=STRIDE, stride=STRIDE)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2] % self.patch or x.shape[-1] % self.patch:
-            raise ValueError(f"input {tuple(x.shape[-2:])} is not a multiple of the patch side {self.patch}")
+        if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
+            raise ValueError(f"input {tuple(x.shape[-2:])} is not a multiple of the patch side {STRIDE}")
         return self.proj(x).permute(0, 2, 3, 1)
 
 

@@ -9,7 +9,7 @@ Source  SAM-Lightening (arXiv 2403.09195): 384 wide, 6 deep, absolute positions 
         output projection, since two linear layers in a row are one.
 
 Cost of the default at 1024 x 1024: 13,204,096 parameters and 52.34 GMAC, of which attention proper 4.83 (dense: 77.3);
-`macs` counts exactly, the test compares.
+`LighteningEncoder.macs` counts exactly, the test compares.
 
 Shape letters: B images, h and w token rows and columns, C width, S segments, P places of a segment, H heads.
 """
@@ -18,14 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from frisket.errors import UserError
+from frisket.kernels.attention import parse
 from frisket.kernels.dilated import Layout, attend
 from frisket.models.blocks import MLPBlock, PatchEmbed, neck, resample_position
+from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,29 @@ class LighteningConfig:
     """
 
     image_size: int = 1024
-    """Side in pixels of the native input; the position table has (image_size / patch) ** 2 entries."""
-    patch: int = 16
+    """Side of the native input in pixels; the position table has (image_size / 16) ** 2 entries."""
     width: int = 384
+    """Channels of the tokens."""
     depth: int = 6
+    """Blocks."""
     heads: int = 6
+    """Of attention; they share the width."""
     mlp_ratio: float = 4.0
+    """Hidden channels of the MLP to the width."""
     segment: tuple[int, ...] = (1024,)
     """Tokens of a segment; 0 is all tokens in one. With window "2d" a square number."""
     dilation: tuple[int, ...] = (4,)
     """Interval r: a token attends to every r-th token of its segment. 1 is plain attention inside segments."""
-    offsets: str = "all"
+    offsets: Literal["all", "longnet"] = "all"
     """"all": every head serves every offset. "longnet": head j serves offset j % r, as the paper's figure draws it."""
-    window: str = "1d"
+    window: Literal["1d", "2d"] = "1d"
     """"1d": a segment is a run of the flattened grid. "2d": a square."""
     alternate: bool = True
     """Odd blocks number the tokens column by column. False is the literal reading, rows only."""
     out_channels: int = 256
-    backend: str = "auto"
-    """Attention backend: auto, flash, sdpa or plain (`frisket.kernels.attention`)."""
+    """Of the embedding."""
+    backend: Literal["auto", "flash", "sdpa", "plain"] = "auto"
+    """Attention backend, see `frisket.kernels.attention`."""
 
     def __post_init__(self) -> None:
         for name in ("segment", "dilation"):
@@ -63,13 +69,14 @@ class LighteningConfig:
             object.__setattr__(self, name, value)
             if len(value) not in (1, self.depth):
                 raise UserError(f"lightening: {name} has {len(value)} entries; give 1, or {self.depth}, one a block")
-        if self.image_size % self.patch or self.width % self.heads:
+        if self.image_size % STRIDE or self.width % self.heads:
             raise UserError(
-                f"lightening: image_size {self.image_size} must be a multiple of patch {self.patch}, and width "
-                f"{self.width} of heads {self.heads}"
+                f"lightening: image_size {self.image_size} must be a multiple of {STRIDE}, and width {self.width} of "
+                f"heads {self.heads}"
             )
         if self.offsets not in ("all", "longnet"):
             raise UserError(f"lightening: offsets is 'all' or 'longnet', not '{self.offsets}'")
+        parse(self.backend, "lightening: backend")
         try:
             for block in range(self.depth):
                 self.layout(block, (1, 1))
@@ -123,17 +130,19 @@ class Block(nn.Module):
 
 
 class LighteningEncoder(nn.Module):
-    """Image encoder with SAM's interface and SAM's parameter names where the part is SAM's (all but `attn.q/k/v`).
+    """An `ImageEncoder` whose taps are its blocks, with SAM's parameter names where the part is SAM's (all but
+    `attn.q/k/v`)."""
 
-    Attributes: config, width (C), num_blocks.
-    """
+    no_decay = ("pos_embed",)
+    may_differ = ("backend",)
 
     def __init__(self, config: LighteningConfig | None = None) -> None:
         super().__init__()
         config = config or LighteningConfig()
-        side = config.image_size // config.patch
-        self.config, self.width, self.num_blocks = config, config.width, config.depth
-        self.patch_embed = PatchEmbed(config.width, config.patch)
+        side = config.image_size // STRIDE
+        self.config, self.channels = config, config.out_channels
+        self.taps = (Tap(config.width),) * config.depth
+        self.patch_embed = PatchEmbed(config.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, side, side, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.neck = neck(config.width, config.out_channels)
@@ -148,16 +157,12 @@ class LighteningEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised (B, 3, h*16, w*16), any multiple of the patch -> (B, out_channels, h, w)."""
+        """Normalised (B, 3, 16 h, 16 w) -> (B, out_channels, h, w)."""
         return self.forward_features(x, ())[0]
 
     def forward_features(self, x: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """The neck's output, and the outputs (B, h, w, C) of the blocks numbered in `taps`, in that order.
-
-        Raises ValueError for a tap that is no block and for sides that are no multiple of the patch.
-        """
-        if not all(0 <= tap < self.num_blocks for tap in taps):
-            raise ValueError(f"taps {list(taps)} must number blocks 0..{self.num_blocks - 1}")
+        """As the contract says. Raises ValueError also for sides that are no multiple of 16."""
+        check_taps(taps, self)
         x = self.patch_embed(x)
         grid = (x.shape[1], x.shape[2])
         # The convolution leaves channels first; one copy here makes every later layer read dense rows.
@@ -169,24 +174,28 @@ class LighteningEncoder(nn.Module):
                 tapped[number] = x
         return self.neck(x.permute(0, 3, 1, 2)), [tapped[tap] for tap in taps]
 
+    def macs(self, side: int) -> int:
+        """As the contract says; tokens filled up to whole segments count."""
+        config, rows, c, out = self.config, side // STRIDE, self.config.width, self.channels
+        tokens = rows * rows
+        total = tokens * 3 * STRIDE**2 * c
+        for block in range(config.depth):
+            layout = config.layout(block, (rows, rows))
+            segments, places = layout.shape
+            kept = places // layout.dilation
+            total += 4 * segments * places * c * c + 2 * tokens * c * round(c * config.mlp_ratio)
+            # Per offset, the scores and the values cost kept ** 2 each for every channel of the heads that serve it:
+            # all of them, or (longnet) each head one offset.
+            serving = layout.dilation * config.heads if config.offsets == "all" else config.heads
+            total += 2 * segments * kept * kept * serving * (c // config.heads)
+        return total + tokens * (c * out + 9 * out * out)
 
-def macs(config: LighteningConfig, side: int) -> int:
-    """Multiply-accumulates of one (side, side) image through the encoder: convolutions, linear layers and attention.
 
-    Exact for what is computed: tokens filled up to whole segments count. Norms, softmax and biases do not.
-    """
-    rows, c, out = side // config.patch, config.width, config.out_channels
-    tokens = rows * rows
-    total = tokens * 3 * config.patch**2 * c
-    for block in range(config.depth):
-        layout = config.layout(block, (rows, rows))
-        segments, places = layout.shape
-        kept = places // layout.dilation
-        total += 4 * segments * places * c * c + 2 * tokens * c * round(c * config.mlp_ratio)
-        # Per offset, the scores and the values cost kept ** 2 each for every channel of the heads that serve it.
-        if config.offsets == "all":
-            serving = layout.dilation * config.heads
-        else:
-            serving = config.heads  # each head serves one offset
-        total += 2 * segments * kept * kept * serving * (c // config.heads)
-    return total + tokens * (c * out + 9 * out * out)
+ENCODERS = {
+    "lightening": Entry(
+        LighteningConfig(),
+        LighteningEncoder,
+        "SAM-Lightening: dilated flash attention, 384 wide, 6 blocks, 13.2 M parameters, 52 GMAC at 1024 px; no public "
+        "checkpoint in this layout",
+    ),
+}

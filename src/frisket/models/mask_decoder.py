@@ -103,6 +103,8 @@ class Head(nn.Module):
 class MaskDecoder(nn.Module):
     """Prompt tokens and image embedding to mask logits and predicted IoU: one mask, or three for an unclear prompt."""
 
+    no_decay = ("iou_token", "mask_tokens")
+
     def __init__(self, channels: int = 256, depth: int = 2, heads: int = 8, hidden: int = 2048, masks: int = 4) -> None:
         super().__init__()
         self.channels, self.masks = channels, masks

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from frisket.models.blocks import LayerNorm2d
+from frisket.models.encoder import STRIDE
 from frisket.sample import BOTTOM_RIGHT, IGNORED, PADDING, TOP_LEFT
 
 
@@ -34,15 +35,17 @@ class FourierPosition(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Prompts to (sparse tokens, dense map) for inputs of side `image_size` px, one token cell every `patch` px.
+    """Prompts to (sparse tokens, dense map) for inputs of side `image_size` px, one token cell every 16 px.
 
     `size` of the methods is the token grid (h, w); left out, it is the native one. Coordinates are normalised by the
-    input that grid covers, `h*patch` by `w*patch` pixels.
+    input that grid covers, `16 h` by `16 w` pixels.
     """
 
-    def __init__(self, image_size: int, channels: int = 256, mask_channels: int = 16, patch: int = 16) -> None:
+    no_decay = ("point_embeddings", "not_a_point_embed", "no_mask_embed")
+
+    def __init__(self, image_size: int, channels: int = 256, mask_channels: int = 16) -> None:
         super().__init__()
-        self.image_size, self.channels, self.patch = image_size, channels, patch
+        self.image_size, self.channels = image_size, channels
         self.pe_layer = FourierPosition(channels // 2)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, channels)
@@ -60,7 +63,7 @@ class PromptEncoder(nn.Module):
     @property
     def native_size(self) -> tuple[int, int]:
         """Token grid (h, w) of the native input side."""
-        return self.image_size // self.patch, self.image_size // self.patch
+        return self.image_size // STRIDE, self.image_size // STRIDE
 
     def get_dense_pe(self, size: tuple[int, int] | None = None) -> Tensor:
         """Position code of every token cell's centre: (1, channels, h, w)."""
@@ -95,7 +98,7 @@ class PromptEncoder(nn.Module):
     def embed(self, coords: Tensor, labels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Tokens (N, T, channels) of labelled points (N, T, 2), (N, T); IGNORED gives zeros."""
         h, w = size or self.native_size
-        extent = torch.tensor((w * self.patch, h * self.patch), device=coords.device)
+        extent = torch.tensor((w * STRIDE, h * STRIDE), device=coords.device)
         position = self.pe_layer((coords.float() + 0.5) / extent)
         position = position.to(self.no_mask_embed.weight.dtype)
         kinds = torch.cat(

@@ -22,21 +22,21 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 class Sam(nn.Module):
     """The three parts under Meta's names. `name` and `changes` are what `frisket.models.zoo.build` was given.
 
-    `image_encoder` maps normalized (B, 3, S, S) to (B, 256, S/16, S/16) and has a `.config` with `image_size`, `patch`
-    and `out_channels`.
+    `image_encoder` is an nn.Module that meets `frisket.models.encoder.ImageEncoder`.
     """
+
+    image_encoder: Any  # Python's types cannot say that it is both
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, image_encoder: nn.Module, name: str, changes: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, image_encoder: Any, name: str, changes: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        config: Any = image_encoder.config
         self.name, self.changes = name, dict(changes or {})
-        self.image_size: int = config.image_size
+        self.image_size: int = image_encoder.config.image_size
         self.image_encoder = image_encoder
-        self.prompt_encoder = PromptEncoder(config.image_size, config.out_channels, patch=config.patch)
-        self.mask_decoder = MaskDecoder(config.out_channels)
+        self.prompt_encoder = PromptEncoder(self.image_size, image_encoder.channels)
+        self.mask_decoder = MaskDecoder(image_encoder.channels)
         # Not persistent: the public checkpoints do not hold them, and strict loading wants exactly their keys.
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)

@@ -1,6 +1,6 @@
 """SAM's plain ViT image encoder (B, L, H): the teacher, with decomposed relative positions folded into attention.
 
-Use     `ImageEncoderViT(ViTConfig())(x)`; names and sizes live in `frisket.models.zoo`.
+Use     `ImageEncoderViT(ViTConfig())(x)`; the named sizes are the rows at the end.
 Source  Segment Anything (arXiv 2304.02643) appendix A; ViTDet (arXiv 2203.16527) for windows and relative positions.
 
 SAM adds to each attention logit a row term and a column term, both dot products of the unscaled query with a table:
@@ -29,27 +29,35 @@ from frisket.models.blocks import (
     window_merge,
     window_partition,
 )
+from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Shape of a SAM ViT; the defaults are ViT-B. `image_size` is the native input side in pixels."""
+    """Shape of a SAM ViT; the defaults are ViT-B. Raises UserError for sizes that do not fit together."""
 
     image_size: int = 1024
-    patch: int = 16
+    """Side of the native input in pixels."""
     width: int = 768
+    """Channels of the tokens."""
     depth: int = 12
+    """Blocks."""
     heads: int = 12
+    """Of attention; they share the width."""
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    """Blocks, from 0, that attend over the whole image."""
     window: int = 14
+    """Side, in tokens, of the squares that the other blocks attend in."""
     out_channels: int = 256
+    """Of the embedding."""
     mlp_ratio: float = 4.0
+    """Hidden channels of the MLP to the width."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"ViT width {self.width} is not a multiple of heads {self.heads}: change one of the two")
-        if self.image_size % self.patch:
-            raise UserError(f"image_size {self.image_size} is not a multiple of patch {self.patch}: change image_size")
+        if self.image_size % STRIDE:
+            raise UserError(f"image_size {self.image_size} is not a multiple of {STRIDE}: change image_size")
         outside = [i for i in self.global_blocks if not 0 <= i < self.depth]
         if outside:
             raise UserError(f"global_blocks {outside} lie outside depth {self.depth}: change global_blocks")
@@ -99,6 +107,8 @@ def relative_attention_reference(
 class Attention(nn.Module):
     """Multi-head attention over a whole (B, h, w, C) map or window, with relative tables of a native side."""
 
+    no_decay = ("rel_pos_h", "rel_pos_w")
+
     def __init__(self, width: int, heads: int, side: int) -> None:
         super().__init__()
         self.heads = heads
@@ -121,7 +131,7 @@ class Block(nn.Module):
         super().__init__()
         self.window = window
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
-        self.attn = Attention(config.width, config.heads, window or config.image_size // config.patch)
+        self.attn = Attention(config.width, config.heads, window or config.image_size // STRIDE)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = MLPBlock(config.width, int(config.width * config.mlp_ratio))
 
@@ -137,40 +147,29 @@ class Block(nn.Module):
 
 
 class ImageEncoderViT(nn.Module):
-    """SAM's encoder: normalized (B, 3, S, S) -> (B, 256, S/16, S/16), for any S that is a multiple of the patch.
+    """SAM's encoder, an `ImageEncoder`; its taps are its blocks.
 
     At the native side the stored position tables are used as they are; at another they are resampled on the fly.
     """
 
+    no_decay = ("pos_embed",)
+    may_differ = ()
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        side = config.image_size // config.patch
-        self.config = config
-        self.patch_embed = PatchEmbed(config.width, config.patch)
+        side = config.image_size // STRIDE
+        self.config, self.channels = config, config.out_channels
+        self.taps = (Tap(config.width),) * config.depth
+        self.patch_embed = PatchEmbed(config.width)
         self.pos_embed = nn.Parameter(torch.empty(1, side, side, config.width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         windows = [0 if i in config.global_blocks else config.window for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, window) for window in windows)
         self.neck = neck(config.width, config.out_channels)
 
-    @property
-    def num_blocks(self) -> int:
-        """How many transformer blocks; valid taps are 0 .. num_blocks - 1."""
-        return self.config.depth
-
-    @property
-    def width(self) -> int:
-        """Channels of a block's output."""
-        return self.config.width
-
     def forward_features(self, x: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """As `forward`, and the outputs (B, h, w, width) of the blocks named in `taps`, in the order of `taps`.
-
-        Raises ValueError for a tap that is no block.
-        """
-        unknown = [tap for tap in taps if not 0 <= tap < self.num_blocks]
-        if unknown:
-            raise ValueError(f"taps {unknown} are not blocks of an encoder with {self.num_blocks} blocks")
+        """As the contract says."""
+        check_taps(taps, self)
         tokens = self.patch_embed(x)
         tokens = tokens + resample_position(self.pos_embed, (tokens.shape[1], tokens.shape[2]))
         kept = {}
@@ -182,3 +181,44 @@ class ImageEncoderViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x, ())[0]
+
+    def macs(self, side: int) -> int:
+        """As the contract says; windows filled up to their size count, and relative positions as SAM writes them."""
+        config, rows, c = self.config, side // STRIDE, self.config.width
+        total = rows * rows * STRIDE**2 * 3 * c
+        for block in self.blocks:
+            reach = block.window or rows
+            tokens = (-(-rows // reach) * reach) ** 2
+            total += tokens * c * (4 * c + 2 * reach**2 + 2 * reach)  # projections, scores and values, relative terms
+            total += 2 * rows * rows * c * int(c * config.mlp_ratio)
+        return total + rows * rows * self.channels * (c + 9 * self.channels)
+
+
+ENCODERS = {
+    "sam_vit_b": Entry(
+        ViTConfig(),
+        ImageEncoderViT,
+        "Segment Anything, ViT-B: 89.7 M parameters, 486 GMAC at 1024 px",
+        "sam_vit_b_01ec64.pth",
+        "download Meta's sam_vit_b_01ec64.pth and put it there",
+    ),
+    "sam_vit_l": Entry(
+        ViTConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
+        ImageEncoderViT,
+        "Segment Anything, ViT-L: 308.3 M parameters, 1493 GMAC at 1024 px",
+        "sam_vit_l_0b3195.pth",
+        "download Meta's sam_vit_l_0b3195.pth and put it there",
+    ),
+    "sam_vit_h": Entry(
+        ViTConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
+        ImageEncoderViT,
+        "Segment Anything, ViT-H: 637.0 M parameters, 2981 GMAC at 1024 px",
+        "sam_vit_h_4b8939.pth",
+        "download Meta's sam_vit_h_4b8939.pth and put it there",
+    ),
+    "sam_vit_t": Entry(
+        ViTConfig(width=192, depth=6, heads=3, global_blocks=(2, 5)),
+        ImageEncoderViT,
+        "ours: the SAM recipe at a size a laptop can train (tests, demo); no public checkpoint",
+    ),
+}

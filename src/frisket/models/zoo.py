@@ -1,67 +1,51 @@
-"""The one page of models: name, shape, paper, public checkpoint.
+"""The door to all models: name, shape, paper, public checkpoint.
 
 Use     `sam = build("sam_vit_b")`, `build("lightening", depth=4)`; every keyword is a field of the encoder's config.
-Source  sizes of Segment Anything (arXiv 2304.02643) and SAM-Lightening; `sam_vit_t` is ours, for tests and demos.
+Source  our choice: the rows stand in the encoders' own files (`ENCODERS`, see `frisket.models.encoder`), in this folder
+        or in a plug-in.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from enum import Enum
 from typing import Any
 
-from torch import nn
-
+from frisket import plugins
 from frisket.errors import UserError, nearest
-from frisket.models.lightening import LighteningConfig, LighteningEncoder
+from frisket.models.encoder import MEMBERS, Entry
 from frisket.models.sam import Sam
-from frisket.models.vit import ImageEncoderViT, ViTConfig
+
+MODELS = plugins.Room("frisket.models", "model", "ENCODERS")
+"""The files of this folder that hold rows, and plug-ins."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One row: the config as published, the class it goes to, where it comes from, Meta's file name or None."""
-
-    config: Any
-    encoder: Callable[[Any], nn.Module]
-    paper: str
-    checkpoint: str | None = None
+def _rows() -> Iterator[tuple[str, str | None, Entry]]:
+    """(name, the plug-in's dotted name or None, row) of every model, ours first."""
+    for file in MODELS.files():
+        yield from ((name, None, row) for name, row in MODELS.find(file).ENCODERS.items())
+    for dotted, module in plugins.loaded().items():
+        yield from ((name, dotted, row) for name, row in getattr(module, "ENCODERS", {}).items())
 
 
-ENCODERS: dict[str, Entry] = {
-    "sam_vit_b": Entry(
-        ViTConfig(),
-        ImageEncoderViT,
-        "Segment Anything, ViT-B: 89.7 M parameters, 486 GMAC at 1024 px",
-        "sam_vit_b_01ec64.pth",
-    ),
-    "sam_vit_l": Entry(
-        ViTConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
-        ImageEncoderViT,
-        "Segment Anything, ViT-L: 308.3 M parameters, 1493 GMAC at 1024 px",
-        "sam_vit_l_0b3195.pth",
-    ),
-    "sam_vit_h": Entry(
-        ViTConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
-        ImageEncoderViT,
-        "Segment Anything, ViT-H: 637.0 M parameters, 2980 GMAC at 1024 px",
-        "sam_vit_h_4b8939.pth",
-    ),
-    "sam_vit_t": Entry(
-        ViTConfig(width=192, depth=6, heads=3, global_blocks=(2, 5)),
-        ImageEncoderViT,
-        "ours: the SAM recipe at a size a laptop can train (tests, demo); no public checkpoint",
-    ),
-    "lightening": Entry(
-        LighteningConfig(),
-        LighteningEncoder,
-        "SAM-Lightening: dilated flash attention, 384 wide, 6 blocks; no public checkpoint in this layout",
-    ),
-}
+def entries() -> dict[str, Entry]:
+    """{name: row} of every model; a plug-in does not replace ours."""
+    rows: dict[str, Entry] = {}
+    for name, _, row in _rows():
+        rows.setdefault(name, row)
+    return rows
 
 
 def names() -> list[str]:
     """Every name `build` knows."""
-    return list(ENCODERS)
+    return list(entries())
+
+
+def entry(name: str) -> Entry:
+    """The row called `name`. Raises UserError with the nearest right name."""
+    rows = entries()
+    if name not in rows:
+        raise UserError(f"no model is called '{name}' in frisket.models.zoo: {nearest(str(name), rows)}")
+    return rows[name]
 
 
 def plain(value: Any) -> Any:
@@ -76,19 +60,27 @@ def plain(value: Any) -> Any:
 def build(name: str, **encoder_changes: Any) -> Sam:
     """A Sam with random weights whose encoder is `name`, with some fields of its config changed.
 
-    Raises UserError for an unknown name or field (with the nearest right one) and for values the config refuses.
+    Raises UserError for an unknown name or field (with the nearest right one), for values the config refuses, and for
+    a plug-in's encoder that lacks a member of the contract.
     """
-    if name not in ENCODERS:
-        raise UserError(f"no model is called '{name}' in frisket.models.zoo: {nearest(name, ENCODERS)}")
-    entry = ENCODERS[name]
-    known = [field.name for field in fields(entry.config)]
+    row = entry(name)
+    known = [field.name for field in fields(row.config)]
     for key in encoder_changes:
         if key not in known:
             raise UserError(f"model '{name}' has no setting '{key}': {nearest(key, known)}")
     changes = {key: plain(value) for key, value in encoder_changes.items()}
-    return Sam(entry.encoder(replace(entry.config, **changes)), name, changes)
+    encoder = row.encoder(replace(row.config, **changes))
+    if lacking := [member for member in MEMBERS if not hasattr(encoder, member)]:
+        raise UserError(f"model '{name}' lacks {', '.join(lacking)}: see frisket.models.encoder.ImageEncoder")
+    return Sam(encoder, name, changes)
 
 
 def spec(sam: Sam) -> tuple[str, dict[str, Any]]:
-    """The (name, changes) that build a Sam of the same shape: what a checkpoint remembers."""
+    """The (name, changes) that build a Sam of the same shape."""
     return sam.name, dict(sam.changes)
+
+
+def record(sam: Sam) -> dict[str, Any]:
+    """What a checkpoint remembers of a Sam: `name`, `changes`, and `plugin`, the module to load first, if it is one."""
+    origin = next((plugin for name, plugin, _ in _rows() if name == sam.name), None)
+    return {"name": sam.name, "changes": dict(sam.changes)} | ({"plugin": origin} if origin else {})

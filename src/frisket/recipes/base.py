@@ -5,7 +5,6 @@ A recipe is a file beside this one with `class Config(RecipeConfig)` and `class 
 step, rank, keys), so a resumed run repeats an uninterrupted one without storing generator states.
 """
 
-import copy
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -16,7 +15,6 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from frisket import checkpoint
 from frisket.checkpoint import Resume
@@ -27,6 +25,7 @@ from frisket.eval.metrics import MaskIoU
 from frisket.geometry import Frame
 from frisket.losses import logits_iou
 from frisket.models import zoo
+from frisket.models.encoder import undecayed
 from frisket.models.sam import Sam
 from frisket.optim import OptimConfig, adamw
 from frisket.plugins import Extensible, Room
@@ -159,8 +158,8 @@ class Recipe(L.LightningModule):
         if self.resume is None:
             return
         name = self.resume.name
-        any_backend = {"backend": None}  # of attention: it may differ between the machines of one run
-        old, new = knobs(name, self.resume.changes) | any_backend, knobs(*zoo.spec(self.sam)) | any_backend
+        free = dict.fromkeys(self.sam.image_encoder.may_differ)  # e.g. the attention backend: a matter of the machine
+        old, new = knobs(name, self.resume.changes) | free, knobs(*zoo.spec(self.sam)) | free
         mend = "set name=… for another run"
         if (name, old) != (self.sam.name, new):
             said = [f"{a} at {b['image_size']} px" for a, b in ((name, old), (self.sam.name, new))]
@@ -172,7 +171,8 @@ class Recipe(L.LightningModule):
             raise UserError(f"{run} was trained by another recipe, or with another teacher or blocks ({wrong}): {mend}")
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = adamw(self.trained(), self.config.optim, steps=self.config.trainer.max_steps)
+        steps, spared = self.config.trainer.max_steps, undecayed(self)
+        optimizer, schedule = adamw(self.trained(), self.config.optim, steps=steps, plain=spared)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -180,7 +180,7 @@ class Recipe(L.LightningModule):
         return self.named_parameters()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["frisket"] = {"name": self.sam.name, "changes": dict(self.sam.changes), "recipe": self.config.recipe}
+        checkpoint["frisket"] = zoo.record(self.sam) | {"recipe": self.config.recipe}
 
     @torch.no_grad()
     def predict_boxes(self, sam: Sam, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
@@ -211,13 +211,10 @@ class Recipe(L.LightningModule):
             metric.reset()
 
     def model_flops_per_image(self) -> float:
-        """Training FLOPs per image of the trained encoder (forward x 3; x 1 where frozen), counted on meta tensors."""
-        encoder = copy.deepcopy(self.sam.image_encoder).to("meta")
-        side = self.config.data.image_size
-        with FlopCounterMode(display=False) as counter:
-            encoder(torch.empty(1, 3, side, side, device="meta"))
-        trained = any(p.requires_grad for p in self.sam.image_encoder.parameters())
-        return float(counter.get_total_flops()) * (3 if trained else 1)
+        """Training FLOPs per image of the trained encoder (forward x 3; x 1 where frozen), as its paper counts them."""
+        encoder = self.sam.image_encoder
+        trained = any(p.requires_grad for p in encoder.parameters())
+        return 2.0 * encoder.macs(self.config.data.image_size) * (3 if trained else 1)
 
 
 def valid_cells(batch: Batch) -> Tensor:
@@ -262,5 +259,5 @@ def check_model(key: str, spec: ModelSpec, image_size: int) -> None:
 
 def knobs(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """An encoder's whole config, defaults included, as plain data."""
-    config = asdict(replace(zoo.ENCODERS[name].config, **changes))
+    config = asdict(replace(zoo.entry(name).config, **changes))
     return {key: zoo.plain(value) for key, value in config.items()}

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frisket import checkpoint
@@ -65,6 +66,11 @@ def focus_pairs(student_depth: int, teacher_depth: int, config: DistillConfig) -
     """
     if config.schedule == "neck":
         return []
+    if not (student_depth and teacher_depth):
+        raise UserError(
+            f"distill.schedule={config.schedule} compares features, and the student has {student_depth} taps and the "
+            f"teacher {teacher_depth}: set distill.schedule=neck"
+        )
     students = config.student_blocks or list(range(2, student_depth + 1, 2)) or [1]
     teachers = config.teacher_blocks or [max(1, int(s * teacher_depth / student_depth + 0.5)) for s in students]
     if len(students) != len(teachers):
@@ -97,6 +103,16 @@ def layer_weights(step: int, count: int, *, steps: int, config: DistillConfig) -
     return layers, neck
 
 
+def on_one_grid(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (B, h, w, C) of two taps over one grid, the coarser of the two: the finer is averaged over its cells."""
+    grid = (min(mine.shape[1], theirs.shape[1]), min(mine.shape[2], theirs.shape[2]))
+    pooled = (
+        x if x.shape[1:3] == grid else F.adaptive_avg_pool2d(x.movedim(-1, 1), grid).movedim(1, -1)
+        for x in (mine, theirs)
+    )
+    return next(pooled), next(pooled)
+
+
 class Module(Recipe):
     """The student's image encoder and the projections are trained."""
 
@@ -113,8 +129,9 @@ class Module(Recipe):
             sam.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
         self.freeze(sam.prompt_encoder, sam.mask_decoder)
         student = sam.image_encoder
-        self.pairs = focus_pairs(student.num_blocks, teacher.image_encoder.num_blocks, config.distill)
-        self.projections = nn.ModuleList(nn.Linear(student.width, teacher.image_encoder.width) for _ in self.pairs)
+        mine, theirs = student.taps, teacher.image_encoder.taps
+        self.pairs = focus_pairs(len(mine), len(theirs), config.distill)
+        self.projections = nn.ModuleList(nn.Linear(mine[s - 1].width, theirs[t - 1].width) for s, t in self.pairs)
         return sam
 
     @property
@@ -139,14 +156,16 @@ class Module(Recipe):
         weights, neck_weight = layer_weights(
             self.global_step, len(self.pairs), steps=self.config.trainer.max_steps, config=config
         )
-        valid = valid_tokens(batch, *neck.shape[-2:])
-        terms = {"neck": feature_loss(neck.movedim(1, -1), teacher_neck.movedim(1, -1), valid=valid)}
+        seen = valid_tokens(batch, *neck.shape[-2:])
+        terms = {"neck": feature_loss(neck.movedim(1, -1), teacher_neck.movedim(1, -1), valid=seen)}
         loss = neck_weight * terms["neck"]
         for (block, _), weight, project, mine, theirs in zip(
             self.pairs, weights, self.projections, features, teacher_features
         ):
+            mine, theirs = on_one_grid(mine, theirs)
             target = normalize_feature(theirs) if config.normalize_teacher else theirs
-            terms[f"block{block}"] = feature_loss(project(mine), target, valid=valid)
+            seen = valid_tokens(batch, *mine.shape[1:3])
+            terms[f"block{block}"] = feature_loss(project(mine), target, valid=seen)
             loss = loss + weight * terms[f"block{block}"]
         shares = {f"weight/block{block}": weight for (block, _), weight in zip(self.pairs, weights)}
         self.report(
