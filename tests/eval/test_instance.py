@@ -158,6 +158,17 @@ def test_a_results_file_alone_says_that_nothing_was_prompted(coco: tuple[Path, P
     assert make(coco).arguments["boxes"] == "truth"
 
 
+def test_as_many_masks_as_lvis_allows_in_one_photograph(lvis: tuple[Path, Path], tmp_path: Path) -> None:
+    image = json.loads(lvis[0].read_text())["images"][0]
+    size = [image["height"], image["width"]]
+    shape = {"size": size, "counts": [0, size[0] * size[1]]}
+    rows = [{"image_id": image["id"], "category_id": 1, "score": n / 300, "segmentation": shape} for n in range(300)]
+    (tmp_path / "masks.json").write_text(json.dumps(rows))
+    task = make(lvis, checkpoint=[], results=str(tmp_path / "masks.json"))
+    index = next(n for n in range(len(task)) if task.photographs[n].image_id == image["id"])
+    assert task.answer(None, task.load(index))["masks"] == 300
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("output", ["multimask", "single", "box_iou"])
 def test_a_gpu_gives_the_same_masks(output: Any, coco: tuple[Path, Path], tiny_sam: Sam) -> None:

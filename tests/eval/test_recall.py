@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from frisket.eval.recall import THRESHOLDS, add, average_recall, best_iou, groups, match, tally
+from frisket.eval.recall import THRESHOLDS, add, average_recall, best_iou, groups, recalled, tally
 
 NONE = np.zeros(0, bool)
 
@@ -107,15 +107,15 @@ def test_it_is_pycocotools_on_random_sets_with_ties(seed: int) -> None:
 
 def test_a_detection_takes_one_object_and_the_best_scored_goes_first() -> None:
     iou = np.array([[0.8, 0.6], [0.9, 0.0]])
-    table = match(iou, np.zeros(2, bool), np.array([0.5, 0.85]))
+    table = recalled(iou, np.zeros(2, bool), np.array([0.5, 0.85]))
     assert table.tolist() == [[True, True], [False, False]]  # 0.8 takes object 0, so 0.9 has nothing left; at 0.85 not
-    assert match(iou[::-1], np.zeros(2, bool), np.array([0.5])).tolist() == [[True], [True]]
+    assert recalled(iou[::-1], np.zeros(2, bool), np.array([0.5])).tolist() == [[True], [True]]
 
 
 def test_an_ignored_object_is_taken_only_when_no_other_fits() -> None:
     iou = np.array([[0.9, 0.6]])
-    assert match(iou, np.array([True, False]), np.array([0.5])).tolist() == [[False], [True]]
-    assert match(iou, np.array([True, False]), np.array([0.7])).tolist() == [[True], [False]]
+    assert recalled(iou, np.array([True, False]), np.array([0.5])).tolist() == [[False], [True]]
+    assert recalled(iou, np.array([True, False]), np.array([0.7])).tolist() == [[True], [False]]
 
 
 def test_classes_are_matched_as_if_alone() -> None:
@@ -132,4 +132,4 @@ def test_nothing_found_nothing_there() -> None:
     assert np.isnan(average_recall(tally(np.zeros((5, 0)), groups(np.zeros(0))))["all"])
     assert best_iou(np.zeros((0, 3))).tolist() == [0, 0, 0] and best_iou(np.zeros((4, 0))).tolist() == []
     assert best_iou(np.array([[0.2, 0.0], [0.1, 0.4]])).tolist() == [0.2, 0.4]
-    assert len(THRESHOLDS) == 10 and match(np.zeros((0, 0)), NONE).shape == (0, 10)
+    assert len(THRESHOLDS) == 10 and recalled(np.zeros((0, 0)), NONE).shape == (0, 10)

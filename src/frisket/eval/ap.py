@@ -1,10 +1,11 @@
 """Average precision and recall by COCO's and by LVIS' rules: matched photograph by photograph, added up at the end.
 
-Use     one = match(found, truth, COCO)                           # of one photograph, on whichever rank judged it
-        numbers = summarise([one, …], COCO, categories)           # photographs in ascending order of their ids
+Use     matches = matched(detected, truth, COCO)                  # of one photograph, on whichever rank judged it
+        numbers = summarise([matches, …], COCO, categories)       # photographs in ascending order of their ids
 Rules   COCO: at most 100 detections per photograph and class, crowd regions neither count nor cost. LVIS v1: at most
         300 per photograph over all classes; only classes known to be present or absent count; unmatched detections of
-        a class that is not annotated exhaustively cost nothing; means over rare, common and frequent classes.
+        a class that is not annotated exhaustively cost nothing; there are no crowds; nothing of area 0 takes part, but
+        an empty detection has used up one of the 300 places; means over rare, common and frequent classes.
 Source  pycocotools' COCOeval and lvis' LVISEval, which the tests compare with to 1e-12; the arithmetic keeps their
         order, so that ties fall the same way. Only a few bytes per detection outlive its photograph: LVIS' millions of
         masks are never together in memory. One difference: there an object whose id is 0 counts as unmatched, here not.
@@ -16,15 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from frisket.data.coco import Category
+from frisket.eval.greedy import AREAS, THRESHOLDS, greedy, outside
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
 SIZES = ("", "_s", "_m", "_l")
 
 
@@ -45,7 +44,7 @@ LVIS = Rules("LVIS v1", per_photo=300, per_class=None, recalls=(300,), federated
 
 
 @dataclass
-class Found:
+class Detected:
     """Detections in one photograph, in the order of their file. shapes: D masks as RLE, or D boxes xywh; areas, scores:
     float64 (D,); categories: int64 (D,)."""
 
@@ -57,7 +56,7 @@ class Found:
 
 @dataclass
 class Objects:
-    """The truth in one photograph, as `Found`. ignore: bool (G,), crowd regions; negative, not_exhaustive: LVIS'."""
+    """The truth in one photograph, as `Detected`. ignore: bool (G,), crowd regions; negative, not_exhaustive: LVIS'."""
 
     shapes: Sequence[Any]
     areas: np.ndarray
@@ -65,6 +64,14 @@ class Objects:
     ignore: np.ndarray
     negative: Sequence[int] = ()
     not_exhaustive: Sequence[int] = ()
+
+    def solid(self) -> "Objects":
+        """Those that have an area, crowd or not: LVIS' truth."""
+        kept = np.flatnonzero(self.areas > 0)
+        return Objects(
+            [self.shapes[i] for i in kept], self.areas[kept], self.categories[kept], np.zeros(len(kept), bool),
+            self.negative, self.not_exhaustive,
+        )  # fmt: skip
 
 
 @dataclass
@@ -82,28 +89,31 @@ class Matches:
     truths_ignored: np.ndarray
 
 
-def match(found: Found, truth: Objects, rules: Rules) -> Matches:
+def matched(detected: Detected, truth: Objects, rules: Rules) -> Matches:
     """Match one photograph's detections with its objects, class by class, greedily in the order of the scores."""
-    order, ranks = counted(found.categories, found.scores, truth, rules)
-    categories = found.categories[order]
+    order, ranks = counted(detected.categories, detected.scores, truth, rules)
+    if rules.federated:
+        solid = detected.areas[order] > 0
+        order, ranks, truth = order[solid], ranks[solid], truth.solid()
+    categories = detected.categories[order]
 
-    ignored_truth = truth.ignore | (truth.areas < AREAS[:, :1]) | (truth.areas > AREAS[:, 1:])
-    matched = np.zeros((len(AREAS), len(THRESHOLDS), len(order)), bool)
-    by_ignored = np.zeros_like(matched)
+    ignored_truth = truth.ignore | outside(truth.areas)
+    hit = np.zeros((len(AREAS), len(THRESHOLDS), len(order)), bool)
+    by_ignored = np.zeros_like(hit)
     for category in np.intersect1d(categories, truth.categories):
         mine, theirs = np.flatnonzero(categories == category), np.flatnonzero(truth.categories == category)
-        crowd = truth.ignore[theirs].astype(np.uint8)
-        iou = coco_mask.iou([found.shapes[i] for i in order[mine]], [truth.shapes[i] for i in theirs], crowd)
-        out = np.zeros((2, len(AREAS), len(THRESHOLDS), len(mine)), bool)
-        _greedy(np.asarray(iou, np.float64), ignored_truth[:, theirs], crowd, THRESHOLDS, out[0], out[1])
-        matched[:, :, mine], by_ignored[:, :, mine] = out
-    areas = found.areas[order]
-    free = (areas < AREAS[:, :1]) | (areas > AREAS[:, 1:])
+        crowd = truth.ignore[theirs]
+        shapes = [detected.shapes[i] for i in order[mine]], [truth.shapes[i] for i in theirs]
+        winner = greedy(np.asarray(coco_mask.iou(*shapes, crowd.astype(np.uint8))), ignored_truth[:, theirs], crowd)
+        hit[:, :, mine] = winner >= 0
+        for a, of_area in enumerate(winner):
+            by_ignored[a][:, mine] = (of_area >= 0) & ignored_truth[a, theirs][of_area]
+    free = outside(detected.areas[order])
     if rules.federated:
         free = free | np.isin(categories, np.asarray(truth.not_exhaustive, np.int64))
-    ignored = by_ignored | (~matched & free[:, None])
+    ignored = by_ignored | (~hit & free[:, None])
     return Matches(
-        categories, ranks, found.scores[order], _pack(matched), _pack(ignored), truth.categories, ignored_truth
+        categories, ranks, detected.scores[order], _pack(hit), _pack(ignored), truth.categories, ignored_truth
     )
 
 
@@ -112,7 +122,7 @@ def counted(categories: np.ndarray, scores: np.ndarray, truth: Objects, rules: R
     their ranks in their class. No other detection can change any result."""
     order = np.argsort(-scores, kind="stable")[: rules.per_photo]
     if rules.federated:
-        known = np.union1d(truth.categories, np.asarray(truth.negative, np.int64))
+        known = np.union1d(truth.categories[truth.areas > 0], np.asarray(truth.negative, np.int64))
         order = order[np.isin(categories[order], known)]
     order = order[np.argsort(categories[order], kind="stable")]
     starts = np.flatnonzero(np.diff(categories[order], prepend=-1, append=-1)) if len(order) else np.zeros(1, int)
@@ -120,30 +130,6 @@ def counted(categories: np.ndarray, scores: np.ndarray, truth: Objects, rules: R
     if rules.per_class is not None:
         order, ranks = order[ranks < rules.per_class], ranks[ranks < rules.per_class]
     return order, ranks
-
-
-@numba.njit(cache=True, nogil=True)
-def _greedy(iou, ignored, crowd, thresholds, matched, by_ignored):  # pragma: no cover (compiled)
-    """COCO's matching. iou (D, G), detections by falling score; ignored (A, G); matched, by_ignored (A, T, D) out."""
-    count, objects = iou.shape
-    for a in range(ignored.shape[0]):
-        order = np.argsort(ignored[a].astype(np.int64), kind="mergesort")
-        for t in range(thresholds.size):
-            taken = np.zeros(objects, np.bool_)
-            for d in range(count):
-                best, m = min(thresholds[t], 1 - 1e-10), -1
-                for g in order:
-                    if taken[g] and not crowd[g]:
-                        continue
-                    if m > -1 and not ignored[a, m] and ignored[a, g]:
-                        break
-                    if iou[d, g] < best:
-                        continue
-                    best, m = iou[d, g], g
-                if m > -1:
-                    matched[a, t, d] = True
-                    by_ignored[a, t, d] = ignored[a, m]
-                    taken[m] = True
 
 
 def _pack(bits: np.ndarray) -> np.ndarray:
@@ -169,15 +155,15 @@ def curves(matches: Sequence[Matches], rules: Rules, categories: Sequence[int]) 
     shape = (len(AREAS), len(THRESHOLDS))
     out = Curves(-np.ones((*shape, len(RECALLS), len(categories))))
     out.recall = {most: -np.ones((*shape, len(categories))) for most in rules.recalls}
-    found, truths = _by_class(matches)
+    detected, truths = _by_class(matches)
     for k, category in enumerate(categories):
         if category not in truths:
             continue
         objects = (~truths[category]).sum(axis=1)  # (A,)
-        scores, ranks, matched, ignored = found.get(category) or _nothing()
+        scores, ranks, hit, ignored = detected.get(category) or _nothing()
         order = np.argsort(-scores, kind="mergesort")
-        ranks, matched, ignored = ranks[order], unpack(matched[:, order]), unpack(ignored[:, order])
-        right, wrong = (bits & ~ignored for bits in (matched, ~matched))
+        ranks, hit, ignored = ranks[order], unpack(hit[:, order]), unpack(ignored[:, order])
+        right, wrong = (bits & ~ignored for bits in (hit, ~hit))
         hits = np.cumsum(right, axis=2, dtype=np.float64)
         misses = np.cumsum(wrong, axis=2, dtype=np.float64)
         precision = hits / (misses + hits + np.spacing(1))
@@ -191,15 +177,15 @@ def curves(matches: Sequence[Matches], rules: Rules, categories: Sequence[int]) 
 
 def _by_class(matches: Sequence[Matches]) -> tuple[dict[int, tuple[np.ndarray, ...]], dict[int, np.ndarray]]:
     """{class: (scores, ranks, matched, ignored)} and {class: ignored (A, G)} over all photographs, in their order."""
-    found: dict[int, list[tuple[np.ndarray, ...]]] = defaultdict(list)
+    detected: dict[int, list[tuple[np.ndarray, ...]]] = defaultdict(list)
     truths: dict[int, list[np.ndarray]] = defaultdict(list)
-    for one in matches:
-        for category in np.unique(one.categories):
-            mine = one.categories == category
-            found[int(category)].append((one.scores[mine], one.ranks[mine], one.matched[:, mine], one.ignored[:, mine]))
-        for category in np.unique(one.truths):
-            truths[int(category)].append(one.truths_ignored[:, one.truths == category])
-    joined = {k: tuple(np.concatenate(p, axis=-1) for p in zip(*parts, strict=True)) for k, parts in found.items()}
+    for m in matches:
+        for category in np.unique(m.categories):
+            mine = m.categories == category
+            detected[int(category)].append((m.scores[mine], m.ranks[mine], m.matched[:, mine], m.ignored[:, mine]))
+        for category in np.unique(m.truths):
+            truths[int(category)].append(m.truths_ignored[:, m.truths == category])
+    joined = {k: tuple(np.concatenate(p, axis=-1) for p in zip(*parts, strict=True)) for k, parts in detected.items()}
     return joined, {category: np.concatenate(parts, axis=1) for category, parts in truths.items()}
 
 
@@ -222,17 +208,17 @@ def summarise(matches: Sequence[Matches], rules: Rules, categories: Mapping[int,
     """{"ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l"}, and by LVIS'
     rules "ap_r", "ap_c", "ap_f" and "ar300". Fractions; nan where there is no object (pycocotools says -1)."""
     ids = sorted(categories)
-    found = curves(matches, rules, ids)
+    added = curves(matches, rules, ids)
     most = rules.recalls[-1]
-    numbers = {"ap": _mean(found.precision[0])}
-    numbers |= {f"ap{round(100 * THRESHOLDS[t])}": _mean(found.precision[0, t]) for t in (0, 5)}
-    numbers |= {f"ap{size}": _mean(found.precision[a]) for a, size in enumerate(SIZES) if size}
+    numbers = {"ap": _mean(added.precision[0])}
+    numbers |= {f"ap{round(100 * THRESHOLDS[t])}": _mean(added.precision[0, t]) for t in (0, 5)}
+    numbers |= {f"ap{size}": _mean(added.precision[a]) for a, size in enumerate(SIZES) if size}
     if rules.federated:
         for frequency in "rcf":
             chosen = [k for k, category in enumerate(ids) if categories[category].frequency == frequency]
-            numbers[f"ap_{frequency}"] = _mean(found.precision[0][..., chosen])
-    numbers |= {f"ar{k}": _mean(found.recall[k][0]) for k in rules.recalls}
-    return numbers | {f"ar{size}": _mean(found.recall[most][a]) for a, size in enumerate(SIZES) if size}
+            numbers[f"ap_{frequency}"] = _mean(added.precision[0][..., chosen])
+    numbers |= {f"ar{k}": _mean(added.recall[k][0]) for k in rules.recalls}
+    return numbers | {f"ar{size}": _mean(added.recall[most][a]) for a, size in enumerate(SIZES) if size}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -25,7 +25,7 @@ from frisket.data.coco import Category
 from frisket.data.detections import read_boxes, read_masks
 from frisket.data.identity import Identity
 from frisket.errors import UserError
-from frisket.eval.ap import COCO, LVIS, Found, Matches, Objects, counted, match, summarise, unpack
+from frisket.eval.ap import COCO, LVIS, Detected, Matches, Objects, counted, matched, summarise, unpack
 from frisket.eval.task import BaseTask, Row, TaskConfig
 from frisket.files import write_json
 from frisket.geometry import Frame, upscale_logits
@@ -55,7 +55,7 @@ class Item:
     scores: np.ndarray | None
     image: Tensor | None
     frame: Frame
-    results: Found | None = None
+    results: Detected | None = None
 
     @property
     def key(self) -> str:
@@ -170,25 +170,32 @@ class Task(BaseTask):
             image = torch.zeros(1, 3, frame.side, frame.side, dtype=torch.uint8)
             image[0, :, : frame.size[0], : frame.size[1]] = resized
         photo.encoded = None  # decoded; the rest travels from a worker
-        results = None if self.results is None else _found(*self.results.of(photo.image_id))
+        results = None if self.results is None else _detected(*self.results.of(photo.image_id))
         return Item(photo, boxes, categories, scores, image, frame, results)
 
     def answer(self, sam: Sam | None, item: Item) -> Row:
         """Masks for every box, matched with the truth."""
         if sam is None and item.results is not None:
-            found = item.results
+            detected = item.results
         else:
             rles, own = filled(item) if sam is None else answer(sam, item, self.settings)
-            found = _found(rles, item.categories, own if item.scores is None else item.scores)
-        matches = match(found, _truth(item.photo), self.rules)
-        saved = {"results": _saved(item.photo.image_id, found)} if self.settings.save_masks else {}
+            detected = _detected(rles, item.categories, own if item.scores is None else item.scores)
+        matches = matched(detected, _truth(item.photo), self.rules)
+        saved = {"results": _saved(item.photo.image_id, detected)} if self.settings.save_masks else {}
         score = _score(matches, f"ar{self.rules.recalls[-1]}")
-        return {"key": item.key, "masks": len(found.shapes), **score, "matches": matches, **saved, "_found": found}
+        return {
+            "key": item.key,
+            "masks": len(detected.shapes),
+            **score,
+            "matches": matches,
+            **saved,
+            "_detected": detected,
+        }
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """{"ap": …, "ap50": …, "ap_s": …, …}, see frisket.eval.ap; "masks" judged and "images"."""
-        numbers = summarise([one["matches"] for one in rows], self.rules, self.categories)
-        return numbers | {"masks": float(sum(one["masks"] for one in rows)), "images": float(len(rows))}
+        numbers = summarise([part["matches"] for part in rows], self.rules, self.categories)
+        return numbers | {"masks": float(sum(part["masks"] for part in rows)), "images": float(len(rows))}
 
     def table(self, numbers: dict[str, dict[str, Any]]) -> str:
         """Models as rows; AP in percent."""
@@ -208,7 +215,7 @@ class Task(BaseTask):
         if not self.settings.save_masks:
             return []
         path = folder / f"results_{''.join(c if c.isalnum() or c in '.-' else '_' for c in label)}.json"
-        write_json(path, [one for part in rows for one in part["results"]])
+        write_json(path, [result for part in rows for result in part["results"]])
         return [path]
 
     def picture(self, item: Item, answers: dict[str, Row]) -> list[Panel] | None:
@@ -217,11 +224,11 @@ class Task(BaseTask):
             return None
         image = item.image[0, :, : item.frame.size[0], : item.frame.size[1]]
         shown = {}
-        for label, one in answers.items():
-            found = one["_found"]
-            best = np.argsort(-found.scores, kind="stable")[:SHOWN]
+        for label, answered in answers.items():
+            detected = answered["_detected"]
+            best = np.argsort(-detected.scores, kind="stable")[:SHOWN]
             if len(best):
-                shown[label] = _decoded([found.shapes[i] for i in best])
+                shown[label] = _decoded([detected.shapes[i] for i in best])
         largest = np.argsort(-item.photo.areas, kind="stable")[:SHOWN]
         return row(image, item.key, shown, torch.from_numpy(item.photo.masks(largest)))
 
@@ -273,10 +280,10 @@ def filled(item: Item) -> tuple[list[dict[str, Any]], np.ndarray]:
     return list(coco_mask.frPyObjects(xywh, *item.photo.size)), np.ones(len(item.boxes))
 
 
-def _found(rles: Any, categories: np.ndarray, scores: np.ndarray) -> Found:
+def _detected(rles: Any, categories: np.ndarray, scores: np.ndarray) -> Detected:
     """Areas come from the masks, never from boxes: S, M and L mean the mask's size."""
-    areas = np.asarray(coco_mask.area(list(rles)) if len(rles) else [], np.float64)
-    return Found(list(rles), areas, categories, scores)
+    areas = np.array([coco_mask.area(rle) for rle in rles], np.float64)  # of a list it overflows at 256 (2.0.11)
+    return Detected(list(rles), areas, categories, scores)
 
 
 def _truth(photo: Photograph) -> Objects:
@@ -295,8 +302,8 @@ def _score(matches: Matches, name: str) -> dict[str, float]:
     return {name: recall, "score": recall}
 
 
-def _saved(image_id: int, found: Found) -> list[dict[str, Any]]:
-    names = zip(found.shapes, found.categories.tolist(), found.scores.tolist(), strict=True)
+def _saved(image_id: int, detected: Detected) -> list[dict[str, Any]]:
+    names = zip(detected.shapes, detected.categories.tolist(), detected.scores.tolist(), strict=True)
     return [
         {"image_id": image_id, "category_id": category, "score": score, "segmentation": _text(shape)}
         for shape, category, score in names
