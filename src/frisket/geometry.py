@@ -68,6 +68,11 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
+def pad_square(images: Tensor, side: int) -> Tensor:
+    """Pictures (..., h, w) with zeros added at the right and below: (..., side, side)."""
+    return F.pad(images, (0, side - images.shape[-1], 0, side - images.shape[-2]))
+
+
 def upscale_logits(low: Tensor, frame: Frame) -> Tensor:
     """Bring low-resolution mask logits (N, g, g) of the padded grid to (N, H, W) of the original photograph.
 

@@ -20,7 +20,7 @@ def suite(folder: Path, text: str) -> str:
 
 
 def test_a_suite_runs_every_task_and_writes_the_page(tmp_path: Path, tiny_teacher: Path, tiny_shards: Path) -> None:
-    tasks = "tasks: {miou: {protocol: [sam, edgesam]}, everything: {generator: {points_per_side: 2}}}"
+    tasks = "tasks: {miou: {protocol: [sam, edgesam]}, everything: {everything: {points_per_side: 2}}}"
     words = [
         f"checkpoint=[one:{tiny_teacher}]",
         f"data={tiny_shards / 'val'}",
@@ -89,7 +89,7 @@ def test_a_second_start_skips_what_is_finished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "all"
-    yaml = suite(tmp_path, "tasks: {miou: {}, everything: {generator: {points_per_side: 2}}}")
+    yaml = suite(tmp_path, "tasks: {miou: {}, everything: {everything: {points_per_side: 2}}}")
     words = [f"checkpoint=[one:{tiny_teacher}]", f"data={tiny_shards / 'val'}", f"out={out}", "limit=1", "pictures=1"]
 
     def start(*more: str) -> list[str]:
@@ -123,7 +123,7 @@ def interrupted(*_: object) -> None:
 @pytest.mark.slow
 def test_two_ranks_decide_alike_and_one_writes(tmp_path: Path, tiny_teacher: Path, tiny_shards: Path) -> None:
     out = tmp_path / "all"
-    yaml = suite(tmp_path, "tasks: {miou: {devices: 2}, everything: {devices: 1, generator: {points_per_side: 2}}}")
+    yaml = suite(tmp_path, "tasks: {miou: {devices: 2}, everything: {devices: 1, everything: {points_per_side: 2}}}")
     words = [f"checkpoint=[one:{tiny_teacher}]", f"data={tiny_shards / 'val'}", f"out={out}", "limit=2", "pictures=0"]
 
     def start() -> list[str]:

@@ -10,7 +10,8 @@ from pycocotools import mask as coco_mask
 
 from frisket import checkpoint
 from frisket.cli.main import main
-from frisket.everything.generator import EverythingConfig, everything
+from frisket.everything import grid
+from frisket.everything.generator import everything
 from frisket.predict.predictor import Predictor
 
 
@@ -62,10 +63,10 @@ def test_everything_gives_a_picture_and_sa1bs_records(
     record = json.loads(out.with_suffix(".json").read_text())
     predictor = Predictor(checkpoint.load(tiny_teacher))
     predictor.set_image(photo)
-    config = EverythingConfig(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
+    config = grid.Config(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
     wanted = everything(predictor, config)
     assert len(wanted) > 0 and record["masks"] == wanted.records() and record["asked"] == 48
-    assert record["everything"]["points_per_side"] == 4 and record["size"] == [60, 90]
+    assert record["everything"]["arguments"]["points_per_side"] == 4 and record["size"] == [60, 90]
     assert coco_mask.decode(record["masks"][0]["segmentation"]).sum() == record["masks"][0]["area"]
     assert Image.open(out).size == (90, 60)
     said = capsys.readouterr().out
@@ -93,7 +94,10 @@ def test_everything_found_nothing_is_a_sentence(
         (["{photo}", "mode=everythin"], "did you mean 'everything'?"),
         (["{photo}", "mode=everything", "box=[1,1,9,9]"], "leave box and point out"),
         (["{photo}", "mode=everything", "everything.strategy=gird"], "did you mean 'grid'?"),
-        (["{photo}", "mode=everything", "everything.points=3"], "everything.points"),
+        (
+            ["{photo}", "mode=everything", "everything.points=3"],
+            "everything: unknown key 'points', did you mean 'points_per_side'?",
+        ),
         (["{photo}"], "needs a prompt: box="),
         (["{photo}", "box=[10,10,300,50]"], "lies outside the photograph, which is 90 wide and 60 high"),
         (["{photo}", "point=[20,61.5]"], "lies outside"),

@@ -14,7 +14,9 @@ from frisket.errors import UserError
 from frisket.eval import everything as module
 from frisket.eval.everything import Config, Task, overlaps, ranked
 from frisket.eval.recall import THRESHOLDS
-from frisket.everything.generator import Everything, EverythingConfig, everything
+from frisket.everything import grid
+from frisket.everything.generator import everything
+from frisket.everything.result import Everything
 from frisket.models.sam import Sam
 from frisket.predict.predictor import Predictor
 
@@ -73,8 +75,8 @@ def test_finding_every_object_scores_one(lvis: dict[str, str], tiny_sam: Sam, mo
 
 
 def test_finding_nothing_scores_zero_and_is_drawn(lvis: dict[str, str], tiny_sam: Sam) -> None:
-    generator = EverythingConfig(points_per_side=2, pred_iou_thresh=9)
-    task = Task(Config(task="everything", generator=generator, **lvis), 64)
+    block = {"points_per_side": 2, "pred_iou_thresh": 9}
+    task = Task(Config(task="everything", everything=block, **lvis), 64)
     item = task.load(0)
     row = task.answer(tiny_sam, item)
     numbers = task.summarise([row])
@@ -86,13 +88,13 @@ def test_finding_nothing_scores_zero_and_is_drawn(lvis: dict[str, str], tiny_sam
 
 @pytest.mark.parametrize("layers", [0, 1])
 def test_a_real_models_numbers_are_those_counted_by_hand(lvis: dict[str, str], tiny_sam: Sam, layers: int) -> None:
-    generator = EverythingConfig(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, crop_n_layers=layers)
-    task = Task(Config(task="everything", generator=generator, **lvis), 64)
+    block = {"points_per_side": 4, "pred_iou_thresh": 0, "stability_score_thresh": 0, "crop_n_layers": layers}
+    task = Task(Config(task="everything", everything=block, **lvis), 64)
     item = task.load(1)
     row = task.answer(tiny_sam, item)
     predictor = Predictor(tiny_sam)
     predictor.set_image(task.photographs[1].image)
-    found = everything(predictor, generator)
+    found = everything(predictor, grid.Config(**block))
     assert row["masks"] == len(found) > 0
     masks = coco_mask.decode(found.rles).astype(bool)
     truth = coco_mask.decode(item.photo.rles).astype(bool)
@@ -127,7 +129,7 @@ def test_the_verb_writes_numbers_rows_and_pictures(
 ) -> None:
     yaml = Path(__file__).parents[2] / "configs" / "eval_everything.yaml"
     words = [f"data={tiny_shards / 'val'}", f"checkpoint={tiny_teacher}", f"out={tmp_path}", "limit=2", "pictures=1"]
-    assert main(["eval", str(yaml), *words, "generator.points_per_side=4"]) == 0
+    assert main(["eval", str(yaml), *words, "everything.points_per_side=4"]) == 0
     report = json.loads((tmp_path / "eval.json").read_text())
     assert report["task"] == "everything" and 0 <= report["ar1000"] <= report["miou"] <= 1
     assert (
@@ -142,6 +144,6 @@ def test_mistakes_are_sentences(lvis: dict[str, str]) -> None:
     with pytest.raises(UserError, match="max_masks=0 must be at least 1"):
         Task(Config(task="everything", max_masks=0, **lvis), 64)
     with pytest.raises(UserError, match="did you mean 'grid'"):
-        Task(Config(task="everything", generator=EverythingConfig(strategy="gird"), **lvis), 64)
+        Task(Config(task="everything", everything={"strategy": "gird"}, **lvis), 64)
     with pytest.raises(UserError, match="there is no data="):
         Task(Config(task="everything"), 64)

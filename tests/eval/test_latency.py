@@ -15,14 +15,13 @@ from frisket.eval import subject as subject_module
 from frisket.eval.cost import macs, memory, on_meta, reduced, weights_bytes
 from frisket.eval.latency import PARTS, Config, Task
 from frisket.eval.subject import Subject, photo, photographs, spread, timer
-from frisket.everything.generator import EverythingConfig
 from frisket.models.sam import Sam
 from frisket.models.zoo import build
 
-POINTS = EverythingConfig(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
+POINTS = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0}
 QUICK = {
-    "everything": 5,
-    "generator": POINTS,
+    "everything_repeats": 5,
+    "everything": POINTS,
     "inputs": 2,
     "warmup": 1,
     "repeats": 5,
@@ -250,7 +249,7 @@ def test_inputs_are_pictures_shards_or_noise(tmp_path: Path, tiny_shards: Path) 
         ({"repeats": 0}, "repeats=0 must be 1 or more"),
         ({"batches": [0]}, "must all be 1 or more"),
         ({"devices": "2"}, "measured on one device"),
-        ({"generator": EverythingConfig(points_per_side=0)}, "points_per_side=0 must be at least 1"),
+        ({"everything": {"points_per_side": 0}}, "points_per_side=0 must be 1 or more"),
     ],
 )
 def test_a_mistake_is_one_sentence(changes: dict, sentence: str) -> None:
@@ -263,7 +262,7 @@ def test_the_command_writes_every_part(tiny_teacher: Path, tiny_shards: Path, tm
         "eval", "task=latency", f"checkpoint=[one:{tiny_teacher},two:{tiny_teacher}]", f"data={tiny_shards / 'val'}",
         f"out={tmp_path}", "accelerator=cpu", "inputs=2", "warmup=0", "repeats=2", "rounds=1", "batches=[1]", "calls=1",
         "memory=false",
-        "everything=0",
+        "everything_repeats=0",
     ]  # fmt: skip
     assert main(words) == 0
     said = capsys.readouterr().out

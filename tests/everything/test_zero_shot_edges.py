@@ -18,7 +18,7 @@ from frisket.everything.edges import (
     strongest,
     thinned,
 )
-from frisket.everything.generator import grid_batches
+from frisket.everything.grid import grid_batches
 from frisket.geometry import Frame
 from frisket.models.sam import Sam
 from frisket.predict.predictor import Predictor

@@ -102,7 +102,7 @@ def attack_upscaled(rng):
     )
     grid = frame.grid if rng.random() < 0.8 else int(rng.integers(1, 10))
     low = values(rng, 1, frame.grid, grid)
-    upscaled.judge(low, frame, offset=1.0, at_least=0.9)
+    upscaled.measure(low, frame, offset=1.0, at_least=0.9)
     upscaled.encode(low, frame)
 
 

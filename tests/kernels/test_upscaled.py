@@ -1,4 +1,4 @@
-"""Masks judged from low-resolution logits against enlarging every one of them.
+"""Masks measured from low-resolution logits against enlarging every one of them.
 
 Run     `pytest tests/kernels/test_upscaled.py` (the first run compiles for some seconds).
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frisket.geometry import Frame, upscale_logits
 from frisket.kernels import rle, upscaled
-from frisket.kernels.upscaled import blocks_numba, blocks_torch, encode, enlarged, judge
+from frisket.kernels.upscaled import blocks_numba, blocks_torch, encode, enlarged, measure
 
 # enlarged 2 to 9 times, shrunk, a strip, a column, more than half padding
 FRAMES = [((60, 90), 64), ((90, 150), 128), ((301, 200), 128), ((50, 80), 256), ((3, 200), 64), ((200, 1), 64)]
@@ -45,7 +45,7 @@ def test_what_is_kept_is_what_enlarging_keeps(size: tuple[int, int], side: int, 
     everywhere = []
     for at_least in (0.5, 0.8, 0.95, 0.0):
         plain = enlarged(low, frame, offset=1.0, at_least=at_least)
-        same(judge(low, frame, offset=1.0, at_least=at_least), plain)
+        same(measure(low, frame, offset=1.0, at_least=at_least), plain)
         everywhere.append(int(plain.kept.sum()))
     assert everywhere[3] == 80 and 80 > everywhere[0] >= everywhere[1] >= everywhere[2] and everywhere[1] > 0
 
@@ -61,16 +61,16 @@ def test_a_limit_at_a_masks_own_stability_is_decided_as_by_enlarging(step: int) 
     assert len(found) > 20
     for stability in found:
         limit = float(torch.nextafter(stability, towards) if step else stability)
-        same(judge(low, frame, offset=1.0, at_least=limit), enlarged(low, frame, offset=1.0, at_least=limit))
+        same(measure(low, frame, offset=1.0, at_least=limit), enlarged(low, frame, offset=1.0, at_least=limit))
 
 
 def test_few_masks_are_enlarged_and_doubtful_ones_are() -> None:
     frame = Frame.fit((301, 200), 128)
     smooth = ragged(100, frame.grid, seed=1)
-    assert judge(smooth, frame, offset=1.0, at_least=0.9).enlarged <= 3
+    assert measure(smooth, frame, offset=1.0, at_least=0.9).enlarged <= 3
     flat = torch.ones(4, frame.grid, frame.grid)  # every pixel lies on the level +1
-    assert judge(flat, frame, offset=1.0, at_least=0.9).enlarged == 4
-    same(judge(flat, frame, offset=1.0, at_least=0.9), enlarged(flat, frame, offset=1.0, at_least=0.9))
+    assert measure(flat, frame, offset=1.0, at_least=0.9).enlarged == 4
+    same(measure(flat, frame, offset=1.0, at_least=0.9), enlarged(flat, frame, offset=1.0, at_least=0.9))
 
 
 def test_rounding_is_within_its_bound() -> None:
@@ -121,12 +121,12 @@ def test_encoding_equals_enlarging_and_encoding(size: tuple[int, int], side: int
 
 def test_empty_sets_and_empty_masks() -> None:
     frame = Frame.fit((60, 90), 64)
-    nothing = judge(torch.zeros(0, 16, 16), frame, offset=1.0, at_least=0.9)
+    nothing = measure(torch.zeros(0, 16, 16), frame, offset=1.0, at_least=0.9)
     assert len(nothing.kept) == 0 and nothing.boxes.shape == (0, 4) and encode(torch.zeros(0, 16, 16), frame) == []
     assert len(enlarged(torch.zeros(0, 16, 16), frame, offset=1.0, at_least=0.9).kept) == 0
     assert len(blocks_torch(torch.zeros(0, 16, 16), frame, (1.0, 0.0, -1.0))[0]) == 0
     low = torch.stack([torch.full((16, 16), -5.0), torch.full((16, 16), -0.5), torch.full((16, 16), 5.0)])
-    found = judge(low, frame, offset=1.0, at_least=0.9)
+    found = measure(low, frame, offset=1.0, at_least=0.9)
     assert found.kept.tolist() == [False, False, True] and found.area.tolist() == [0, 0, 5400]
     assert found.boxes.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 89, 59]]
     assert found.stability[0].isnan() and found.stability[1:].tolist() == [0.0, 1.0]

@@ -13,7 +13,7 @@ TASKS = """
 tasks:
   miou: {protocol: [all], clicks: [1, 2]}
   instance: {refine: true}
-  everything: {generator: {points_per_side: 2}}
+  everything: {everything: {points_per_side: 2}}
 """
 
 

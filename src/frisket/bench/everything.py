@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from frisket.bench.harness import Case, Row, Setting, at_least, at_most
-from frisket.everything.generator import Candidates, EverythingConfig, sift
+from frisket.everything import grid
+from frisket.everything.candidates import Candidates, Filters, sift
 from frisket.geometry import Frame, boxes_of_masks, upscale_logits
 from frisket.kernels.nms import nms
 from frisket.kernels.upscaled import encode
@@ -40,7 +41,7 @@ def answers(count: int, frame: Frame, generator: torch.Generator) -> tuple[Tenso
     return frame.to_original(centre * 4), Prediction(logits, 0.8 + 0.2 * torch.rand(count, 3, generator=generator))
 
 
-def plain(prediction: Prediction, frame: Frame, config: EverythingConfig) -> tuple[Tensor, list[dict[str, Any]]]:
+def plain(prediction: Prediction, frame: Frame, config: Filters) -> tuple[Tensor, list[dict[str, Any]]]:
     """Predicted IoU and RLE of the kept masks, best first, as SAM's generator finds them."""
     iou, logits = prediction.iou.flatten(), prediction.logits.flatten(0, 1)
     passed = iou > config.pred_iou_thresh
@@ -58,19 +59,17 @@ def plain(prediction: Prediction, frame: Frame, config: EverythingConfig) -> tup
     return torch.cat(scores)[kept], [rles[n] for n in kept.tolist()]
 
 
-def ours(
-    points: Tensor, prediction: Prediction, frame: Frame, config: EverythingConfig
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """The same by `frisket.everything.generator`."""
-    found = sift(points, prediction, frame, config)
-    found = Candidates.pick([found], nms(found.boxes, found.iou, config.box_nms_thresh))
-    return found.iou, encode(found.logits, frame)
+def ours(points: Tensor, prediction: Prediction, frame: Frame, config: Filters) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The same by `frisket.everything`."""
+    sifted = sift(points, prediction, frame, config)
+    kept = Candidates.pick([sifted], nms(sifted.boxes, sifted.iou, config.box_nms_thresh))
+    return kept.iou, encode(kept.logits, frame)
 
 
 def filters_row(setting: Setting) -> Case:
     """Filters, NMS and RLE of a batch."""
     size, side, count = ((90, 140), 128, 8) if setting.quick else ((1500, 2250), 1024, 22)
-    frame, config = Frame.fit(size, side), EverythingConfig()
+    frame, config = Frame.fit(size, side), grid.Config()
     points, prediction = answers(count, frame, torch.Generator().manual_seed(setting.seed))
     prediction = Prediction(prediction.logits.to(setting.device), prediction.iou.to(setting.device))
     wanted, masks = plain(prediction, frame, config)

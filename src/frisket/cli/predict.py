@@ -6,10 +6,10 @@
 
 Boxes and points are original pixels of the upright picture. Several boxes are several objects; all points together are
 clicks on one object (a third number 0 marks a point that is not on it), and with a single box they refine that box.
-mode=everything asks a grid of points and keeps the good masks, see frisket.everything.generator.
+mode=everything asks a grid of points and keeps the good masks, see frisket.everything.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from PIL import Image
 
 from frisket import checkpoint, config
 from frisket.errors import UserError, nearest
-from frisket.everything.generator import EverythingConfig, everything
+from frisket.everything.generator import everything
+from frisket.everything.strategy import chosen
+from frisket.everything.strategy import describe as described
 from frisket.files import atomic, write_json
 from frisket.geometry import Frame, boxes_of_masks, resize_image
 from frisket.kernels import rle
@@ -36,8 +38,8 @@ class PredictConfig(Extensible):
 
     image: the picture (or the first word of the command); checkpoint: whatever `frisket.checkpoint.load` takes; mode:
     prompts or everything; box and point: see the top of this file; multimask: choose among three outputs (None: for a
-    single click); everything: see EverythingConfig; image_size: input side, the model's own when unset; out: the PNG,
-    with the masks beside it as .json (runs/predict/<picture's name>.png when empty).
+    single click); everything: see frisket.everything.strategy; image_size: input side, the model's own when
+    unset; out: the PNG, with the masks beside it as .json (runs/predict/<picture's name>.png when empty).
     """
 
     image: str = ""
@@ -46,7 +48,7 @@ class PredictConfig(Extensible):
     box: list[Any] = field(default_factory=list)
     point: list[Any] = field(default_factory=list)
     multimask: bool | None = None
-    everything: EverythingConfig = field(default_factory=EverythingConfig)
+    everything: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     device: str = "auto"
     out: str = ""
@@ -115,15 +117,15 @@ def _answer(
 
 def _everything(predictor: Predictor, settings: PredictConfig, out: Path) -> list[str]:
     """Ask the grid, write both files; how many masks there are."""
-    predictor.batch = settings.everything.points_per_batch
-    found = everything(predictor, settings.everything)
+    made = chosen(settings.everything)
+    predictor.batch = made.points_per_batch
+    found = everything(predictor, made)
     size = found.size if max(found.size) <= SHEET else Frame.fit(found.size, SHEET).size
     drawn = overlay(resize_image(predictor.image, size), rle.thumbnails(found.rles, size))
-    more = {"everything": asdict(settings.everything), "asked": found.asked, "masks": found.records()}
+    more = {"everything": described(made), "asked": found.asked, "masks": found.records()}
     _write(out, predictor, settings, more, drawn)
     if len(found):
         return [f"{len(found)} masks kept of {found.asked}"]
-    made = settings.everything
     return [
         f"none of {found.asked} masks passed the filters (predicted IoU > {made.pred_iou_thresh:g}, of which the best "
         f"had {found.highest:.2f}, and stability >= {made.stability_score_thresh:g}): lower everything.pred_iou_thresh "
@@ -149,7 +151,7 @@ def _prompts(settings: PredictConfig) -> tuple[list[list[float]], list[list[floa
     if settings.mode == "everything":
         if settings.box or settings.point:
             raise UserError("mode=everything asks a grid of points: leave box and point out, or say mode=prompts")
-        settings.everything.check()
+        chosen(settings.everything)
         return [], [], []
     boxes, points, labels = _boxes(settings.box), *_points(settings.point)
     if not boxes and not points:

@@ -25,6 +25,7 @@ from frisket.data.sampler import ElasticLoader, ElasticSampler, Failure, Loader,
 from frisket.data.shards import IndexedShards, expand, is_remote
 from frisket.data.stream import Stream, StreamLoader
 from frisket.errors import UserError
+from frisket.geometry import pad_square
 from frisket.sample import Batch, Sample
 
 log = logging.getLogger(__name__)
@@ -66,15 +67,11 @@ class DataConfig:
 def collate(samples: list[Sample]) -> Batch:
     """Samples (at least one) -> Batch: images padded with zeros right and bottom, objects flat. N may be 0."""
     side = samples[0].frame.side
-    images = torch.zeros(len(samples), 3, side, side, dtype=torch.uint8)
-    for slot, sample in zip(images, samples, strict=True):
-        height, width = sample.image.shape[1:]
-        slot[:, :height, :width] = sample.image
     counts = torch.tensor([len(sample.masks) for sample in samples])
     embeddings = [sample.embedding for sample in samples if sample.embedding is not None]
     return Batch(
         keys=[sample.key for sample in samples],
-        images=images,
+        images=torch.stack([pad_square(sample.image, side) for sample in samples]),
         masks=torch.cat([sample.masks for sample in samples]),
         boxes=torch.cat([sample.boxes for sample in samples]),
         areas=torch.cat([sample.areas for sample in samples]),

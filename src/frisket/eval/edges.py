@@ -23,9 +23,9 @@ from frisket.data.edgemaps import EdgeMaps
 from frisket.data.identity import Identity, of_bsds
 from frisket.errors import UserError
 from frisket.eval.boundary import MAX_DIST, Counts, best, curve, rates, summary, thresholds
-from frisket.eval.everything import told
 from frisket.eval.task import BaseTask, Row, TaskConfig
 from frisket.everything.edges import GRID, everything_edges, photograph_edges, thinned
+from frisket.everything.strategy import describe
 from frisket.models.sam import Sam
 from frisket.picture import Panel
 from frisket.predict.predictor import Predictor, read_image
@@ -111,7 +111,7 @@ class Task(BaseTask):
             made.append(f"sobel: gradient magnitude of the grey photograph, {self._after()}")
         if self.config.checkpoint:
             made.append(
-                "models: 16 x 16 points, 3 masks each, no filters, box NMS 0.7, Sobel of the probabilities on the "
+                f"models: {describe(GRID)['sentence']}, Sobel of the probabilities on the "
                 f"masks' outer boundary, largest over masks, {self._after()}"
             )
         return (
@@ -129,7 +129,7 @@ class Task(BaseTask):
     @property
     def strategy(self) -> dict[str, Any] | None:
         """What the masks of a checkpoint's edges are asked with."""
-        return told(GRID) if self.config.checkpoint else None
+        return describe(GRID) if self.config.checkpoint else None
 
     def dataset(self, images: int) -> Identity:
         """The drawings."""

@@ -12,8 +12,8 @@ Source  AR: Segment Anything, appendix D.3: every object of every category, mask
 Memory  A row keeps counts and one IoU per object; masks are gone when the photograph's picture is drawn.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.recall import SIZES, add, average_recall, best_iou, groups, tally
 from frisket.eval.task import BaseTask, Row, TaskConfig
-from frisket.everything.generator import Everything, EverythingConfig, everything
+from frisket.everything.generator import everything
+from frisket.everything.result import Everything
+from frisket.everything.strategy import chosen, describe
 from frisket.geometry import Frame
 from frisket.kernels import rle
 from frisket.models.sam import Sam
@@ -39,12 +41,14 @@ FREQUENCIES = ("f", "c", "r")
 @dataclass
 class Config(TaskConfig):
     """data: prepared shards (folder, glob or braces), COCO or LVIS .json, or a BSDS500 folder; images: the folder of a
-    JSON's photographs; split: BSDS500's; max_masks: per photograph; generator: see EverythingConfig."""
+    JSON's photographs; split: BSDS500's; max_masks: per photograph; everything: the strategy and its settings, see
+    frisket.everything.strategy."""
 
+    renamed: ClassVar[dict[str, str]] = {"generator": "everything"}
     images: str = ""
     split: str = "val"
     max_masks: int = 1000
-    generator: EverythingConfig = field(default_factory=EverythingConfig)
+    everything: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,24 +74,18 @@ class Task(BaseTask):
 
     def __init__(self, config: Config, image_size: int) -> None:
         super().__init__(config, image_size)
-        config.generator.check()
+        self.filters, self.most = chosen(config.everything), config.max_masks
         if config.max_masks < 1:
             raise UserError(f"max_masks={config.max_masks} must be at least 1")
-        self.generator, self.most = config.generator, config.max_masks
         self.photographs = open_annotated(config.data, config.images or None, config.split)
 
     @property
     def sentence(self) -> str:
-        """Settings of the generator, both measures, and the set."""
-        made = self.generator
-        limits = {"predicted IoU >": made.pred_iou_thresh, "stability >=": made.stability_score_thresh}
-        used = [f"{name} {limit:g}" for name, limit in limits.items() if limit > 0] or ["no filters"]
-        crops = f", {made.crop_n_layers} layers of crops" if made.crop_n_layers else ""
+        """The strategy with its settings, both measures, and the set."""
         return (
-            f"everything: {made.strategy}, {made.points_per_side} x {made.points_per_side} points, {', '.join(used)}, "
-            f"box NMS {made.box_nms_thresh:g}{crops}; at most {self.most} masks, by the mean of predicted IoU and "
-            f"stability; ar{self.most}: class-agnostic greedy COCO matching, IoU .50:.05:.95; miou: mean over objects "
-            f"of the best IoU of any mask; no crowds; {self.photographs.name}"
+            f"everything: {self.strategy['sentence']}; at most {self.most} masks, by the mean of predicted "
+            f"IoU and stability; ar{self.most}: class-agnostic greedy COCO matching, IoU .50:.05:.95; miou: mean over "
+            f"objects of the best IoU of any mask; no crowds; {self.photographs.name}"
         )
 
     @property
@@ -98,7 +96,7 @@ class Task(BaseTask):
     @property
     def strategy(self) -> dict[str, Any]:
         """The generator's."""
-        return told(self.generator)
+        return describe(self.filters)
 
     def dataset(self, images: int) -> Identity:
         """The photographs'."""
@@ -114,19 +112,19 @@ class Task(BaseTask):
         if not len(photo):
             return None
         fitted, frame = photo.fitted(self.image_size)
-        pixels = photo.image if self.generator.crop_n_layers else None
+        pixels = photo.image if self.filters.crop_n_layers else None
         photo.encoded = None  # decoded; the rest travels from a worker
         return Truth(photo, fitted, frame, pixels)
 
     def answer(self, sam: Sam | None, item: Truth) -> Row:
         """What the model's masks find of the photograph's objects."""
         assert sam is not None  # there is no baseline
-        predictor = Predictor(sam, image_size=self.image_size, batch=self.generator.points_per_batch)
+        predictor = Predictor(sam, image_size=self.image_size, batch=self.filters.points_per_batch)
         if item.pixels is None:
             predictor.set_fitted(item.fitted, item.frame)
         else:
             predictor.set_image(item.pixels)
-        found = everything(predictor, self.generator)
+        found = everything(predictor, self.filters)
         masks = ranked(found, self.most)
         iou = overlaps(masks, item.photo.rles)
         hits = tally(iou, groups(item.photo.areas, self._frequencies(item.photo)))
@@ -187,12 +185,6 @@ class Task(BaseTask):
             title = f"{label}  {row['masks']} masks, mIoU {row['miou']:.2f}"
             panels.append(Panel(item.fitted, masks=rle.thumbnails(row["_masks"], size), title=title))
         return [*panels, Panel(item.fitted, masks=rle.thumbnails(item.photo.rles, size), title="truth")]
-
-
-def told(config: EverythingConfig) -> dict[str, Any]:
-    """{"name", "arguments"} of a strategy and its settings, without those that change no mask."""
-    arguments = {key: value for key, value in asdict(config).items() if key not in ("strategy", "points_per_batch")}
-    return {"name": config.strategy, "arguments": arguments}
 
 
 def ranked(found: Everything, most: int) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from frisket.errors import UserError
 from frisket.eval.ap import COCO, LVIS, Detected, Matches, Objects, counted, matched, summarise, unpack
 from frisket.eval.task import BaseTask, Row, TaskConfig
 from frisket.files import write_json
-from frisket.geometry import Frame, upscale_logits
+from frisket.geometry import Frame, pad_square, upscale_logits
 from frisket.kernels import rle
 from frisket.models.sam import Sam
 from frisket.picture import Panel, row
@@ -167,8 +167,7 @@ class Task(BaseTask):
         image, frame = None, Frame.fit(photo.size, self.image_size)
         if self.settings.checkpoint and len(boxes):
             resized, frame = photo.fitted(self.image_size)
-            image = torch.zeros(1, 3, frame.side, frame.side, dtype=torch.uint8)
-            image[0, :, : frame.size[0], : frame.size[1]] = resized
+            image = pad_square(resized, frame.side)[None]
         photo.encoded = None  # decoded; the rest travels from a worker
         results = None if self.results is None else _detected(*self.results.of(photo.image_id))
         return Item(photo, boxes, categories, scores, image, frame, results)

@@ -9,8 +9,8 @@ Parts   (what is inside, and nothing else)
         post        one low-resolution mask to the photograph's own size, thresholded
         end_to_end  RGB array in memory -> resize, copy to the device, encoder, one box, post, bool mask in memory; no
                     file is read or decoded
-        everything  SAM's generator (`generator`, 32 x 32 points by default), from RGB array to masks as RLE; how many
-                    it keeps, and so what they cost, is the model's
+        everything  segment everything (the `everything` block, SAM's grid of 32 x 32 points by default), from RGB array
+                    to masks as RLE; how many it keeps, and so what they cost, is the model's
 Method  Our choice, after what papers leave out: batch 1; warm-up; CUDA events around each call (wall clock on a CPU,
         whose threads are set and named); median, p5, p95 and n, every sample kept; distinct inputs in rotation. Models
         take turns within every round, so that a drifting clock disturbs all alike. Throughput: one clock around many
@@ -20,7 +20,7 @@ Method  Our choice, after what papers leave out: batch 1; warm-up; CUDA events a
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from frisket.errors import UserError, nearest
 from frisket.eval.cost import PRECISIONS, conditions, macs, memory
 from frisket.eval.subject import Photo, Subject, photo, photographs, switched
 from frisket.eval.task import BaseTask, Row, TaskConfig
-from frisket.everything.generator import EverythingConfig
+from frisket.everything.strategy import chosen
 from frisket.kernels.attention import describe
 from frisket.models.sam import Sam
 
@@ -47,10 +47,11 @@ class Config(TaskConfig):
     precision: fp32, bf16, fp16 of encoder and decoder; compile: torch.compile's mode for the encoder, empty for eager;
     tf32: allow it. threads: of a CPU. warmup, repeats (timed calls of each part, over all rounds) and calls (under one
     clock, in the sweep): 50, 200, 100 on a GPU and 2, 30, 3 on a CPU when unset. rounds: models' turns.
-    everything: timed calls of the generator (0: none); generator: its settings. batches: of the sweep (empty: none).
-    memory: measure it, in a fresh process. agreement: least mean mask IoU with eager fp32.
+    everything_repeats: timed calls of segment everything (0: none); everything: its settings. batches: of the
+    sweep (empty: none). memory: measure it, in a fresh process. agreement: least mean mask IoU with eager fp32.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"generator": "everything"}
     devices: str = "1"
     images: str = ""
     split: str = "val"
@@ -62,8 +63,8 @@ class Config(TaskConfig):
     warmup: int | None = None
     repeats: int | None = None
     rounds: int = 3
-    everything: int = 3
-    generator: EverythingConfig = field(default_factory=EverythingConfig)
+    everything_repeats: int = 3
+    everything: dict[str, Any] = field(default_factory=dict)
     batches: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
     calls: int | None = None
     inputs: int = 8
@@ -98,11 +99,10 @@ class Task(BaseTask):
     def plans(self) -> list[Plan]:
         """In order: the check first, since it decides whether times count."""
         config = self.settings
-        timed = [part for part in PARTS if part in config.parts and (part != "everything" or config.everything)]
-        turns = {
-            part: min(config.rounds, config.everything) if part == "everything" else config.rounds for part in timed
-        }
-        rounds = [Plan(part, number) for number in range(config.rounds) for part in timed if number < turns[part]]
+        turns = dict.fromkeys((part for part in PARTS if part in config.parts), config.rounds)
+        if "everything" in turns:
+            turns["everything"] = min(config.rounds, config.everything_repeats)
+        rounds = [Plan(part, number) for number in range(config.rounds) for part in turns if number < turns[part]]
         return [
             Plan("check"),
             Plan("macs"),
@@ -242,14 +242,14 @@ class Task(BaseTask):
                     precision=self.settings.precision,
                     compiled=self.settings.compile,
                     tf32=self.settings.tf32,
-                    generator=self.settings.generator,
+                    filters=chosen(self.settings.everything),
                 )
         return self.subjects[id(sam)]
 
     def _share(self, item: Plan, device: torch.device) -> tuple[int, int]:
         """(warm-up calls, timed calls) of one round."""
         if item.what == "everything":  # takes seconds
-            return int(item.round == 0), len(range(item.round, self.settings.everything, self.settings.rounds))
+            return int(item.round == 0), len(range(item.round, self.settings.everything_repeats, self.settings.rounds))
         warmup = self._count("warmup", device)
         repeats = len(range(item.round, self._count("repeats", device), self.settings.rounds))
         return warmup if item.round == 0 else min(warmup, 3), repeats
@@ -293,7 +293,7 @@ def checked(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"latency: {name}={value} must be 1 or more")
-    config.generator.check()
+    chosen(config.everything)
     if any(batch < 1 for batch in config.batches):
         raise UserError(f"latency: batches={config.batches} must all be 1 or more")
     if str(config.devices) != "1" or config.num_nodes != 1:

@@ -26,7 +26,7 @@ from frisket.eval.clicks import anywhere, first_clicks, grid_error_clicks, next_
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.protocols import Protocol, chosen
 from frisket.eval.task import BaseTask, Row, TaskConfig
-from frisket.geometry import Frame, mask_areas, mask_iou, upscale_logits
+from frisket.geometry import Frame, mask_areas, mask_iou, pad_square, upscale_logits
 from frisket.models.sam import Sam
 from frisket.picture import Panel, row
 from frisket.sample import FOREGROUND, Prompts
@@ -113,9 +113,7 @@ class Task(BaseTask):
         if not len(used):
             return None
         resized, frame = photo.fitted(self.image_size)
-        image = torch.zeros(1, 3, frame.side, frame.side, dtype=torch.uint8)
-        image[0, :, : frame.size[0], : frame.size[1]] = resized
-        photo = photo.select(used)
+        image, photo = pad_square(resized, frame.side)[None], photo.select(used)
         photo.encoded = None  # decoded; the rest travels from a worker
         clicks = self._first_clicks(photo)
         return Truth(photo, image, frame, pixels[used], clicks, {name: keep[used] for name, keep in kept.items()})

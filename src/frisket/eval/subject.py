@@ -20,8 +20,9 @@ from torch import Tensor
 
 from frisket.data.annotated import open_annotated
 from frisket.eval.cost import reduced
-from frisket.everything.generator import EverythingConfig, everything
-from frisket.geometry import Frame, mask_iou, resize_image, upscale_logits
+from frisket.everything.candidates import Filters
+from frisket.everything.generator import everything
+from frisket.geometry import Frame, mask_iou, pad_square, resize_image, upscale_logits
 from frisket.models.sam import Sam
 from frisket.predict.predictor import Predictor, read_image
 from frisket.sample import Prompts
@@ -59,9 +60,9 @@ class Subject:
         precision: str = "fp32",
         compiled: str = "",
         tf32: bool = False,
-        generator: EverythingConfig | None = None,
+        filters: Filters | None = None,
     ) -> None:
-        self.plain, self.photos, self.generator = sam, photos, generator
+        self.plain, self.photos, self.filters = sam, photos, filters
         self.kept: list[int] = []
         self.changed = precision != "fp32" or bool(compiled) or tf32
         self.sam = reduced(sam, precision)
@@ -102,7 +103,7 @@ class Subject:
     def everything(self, number: int) -> None:
         """All masks of a photograph in memory, by SAM's generator."""
         self.predictor.set_image(self.photos[number].pixels)
-        self.kept.append(len(everything(self.predictor, self.generator)))
+        self.kept.append(len(everything(self.predictor, self.filters)))
 
     def check(self, least: float) -> dict[str, Any]:
         """Mean IoU of the fast form's masks with eager fp32's, every output of 17 prompts; sets `agrees`.
@@ -202,8 +203,7 @@ def spread(total: int, number: int) -> list[int]:
 def photo(pixels: np.ndarray, side: int, device: torch.device, seed: int) -> Photo:
     """An input made ready for side S: its box is about the middle of the picture, its points a jittered grid."""
     frame = Frame.fit((pixels.shape[0], pixels.shape[1]), side)
-    image = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-    image[0, :, : frame.size[0], : frame.size[1]] = resize_image(torch.from_numpy(pixels).permute(2, 0, 1), frame.size)
+    image = pad_square(resize_image(torch.from_numpy(pixels).permute(2, 0, 1), frame.size), side)[None]
     random = np.random.default_rng(seed)
     reach = torch.tensor([frame.size[1], frame.size[0]], dtype=torch.float32)
     shift = torch.from_numpy(random.uniform(-0.1, 0.1, 2).astype(np.float32))

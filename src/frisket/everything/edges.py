@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frisket.everything.generator import EverythingConfig, survivors
+from frisket.everything import grid
+from frisket.everything.generator import survivors
 from frisket.geometry import Frame, upscale_logits
 from frisket.predict.predictor import Predictor
 
-GRID = EverythingConfig(points_per_side=16, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.7)
+GRID = grid.Config(points_per_side=16, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.7)
 """What the masks of an edge map are asked with."""
 
 SMOOTHING = 2.0  # pixels; standard deviation of the Gaussian that weighs the gradients around a pixel
@@ -29,8 +30,7 @@ LUMA = (0.299, 0.587, 0.114)
 @torch.inference_mode()
 def everything_edges(predictor: Predictor, *, blur: bool = True, nms: bool = True) -> Tensor:
     """Edge map (H, W) of the predictor's photograph at its own size, float on the CPU, 0..1."""
-    found = survivors(predictor, GRID)
-    edges = scaled(strongest(found.logits, predictor.frame))
+    edges = scaled(strongest(survivors(predictor, GRID).logits, predictor.frame))
     return (thinned(edges, blur=blur) if nms else edges).cpu()
 
 
@@ -100,7 +100,7 @@ def normals(edges: Tensor) -> Tensor:
     """Unit vectors (2, H, W), (x, y): the main direction of the map's gradients around each pixel, of either sign."""
     reach = int(3 * SMOOTHING)
     bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / SMOOTHING) ** 2)
-    dx, dy = (one[0] for one in gradient(edges[None]))
+    dx, dy = (derivative[0] for derivative in gradient(edges[None]))
     xx, xy, yy = (smoothed(product, bell / bell.sum()) for product in (dx * dx, dx * dy, dy * dy))
     angle = 0.5 * torch.atan2(2 * xy, xx - yy)
     return torch.stack([angle.cos(), angle.sin()])

@@ -1,6 +1,6 @@
 """What masks look like at the photograph's size, told from their low-resolution logits without enlarging them.
 
-Use     found = judge(low, frame, offset=1.0, at_least=0.95)      # stability, area and box of each mask at full size
+Use     full = measure(low, frame, offset=1.0, at_least=0.95)     # stability, area and box of each mask at full size
         rles = encode(low, frame)                                 # the masks themselves, as COCO RLE
 Source  Our choice. Enlarging (frisket.geometry.upscale_logits) is linear, and along each axis a pixel is a convex
         combination of at most three neighbouring cells. So pixels whose 3 x 3 cells all lie on one side of a level lie
@@ -60,7 +60,7 @@ def enlarged(low: Tensor, frame: Frame, *, offset: float, at_least: float) -> Up
     return Upscaled(_reaches(stability, at_least), stability, counts[:, 1], boxes, len(low))
 
 
-def judge(low: Tensor, frame: Frame, *, offset: float, at_least: float) -> Upscaled:
+def measure(low: Tensor, frame: Frame, *, offset: float, at_least: float) -> Upscaled:
     """The same for masks (N, G, G) of one photograph, mostly without enlarging them.
 
     at_least: the stability to reach; 0 or less keeps every mask, as in SAM even one whose stability is NaN.
@@ -75,12 +75,12 @@ def judge(low: Tensor, frame: Frame, *, offset: float, at_least: float) -> Upsca
     possible = _reaches(most, at_least) | ((sure[:, 2] <= doubt[:, 2]) & (doubt[:, 2] > 0))
     vague = (doubt > 0).any(dim=1) & ~(most - least <= VAGUE)
     again = (unknown | (possible & (~kept | vague | (strict != loose).any(dim=1)))).nonzero()[:, 0]
-    found = Upscaled(kept, stability, sure[:, 1], _closed(strict), len(again))
+    measured = Upscaled(kept, stability, sure[:, 1], _closed(strict), len(again))
     if len(again):
         plain = enlarged(low[again], frame, offset=offset, at_least=at_least)
         for name in ("kept", "stability", "area", "boxes"):
-            getattr(found, name)[again] = getattr(plain, name)
-    return found
+            getattr(measured, name)[again] = getattr(plain, name)
+    return measured
 
 
 def encode(low: Tensor, frame: Frame) -> list[dict[str, Any]]:
@@ -90,11 +90,11 @@ def encode(low: Tensor, frame: Frame) -> list[dict[str, Any]]:
     if low.device.type == "cpu":
         sheet = np.empty((frame.original[1], frame.original[0]), np.bool_)
         rows, columns = (axis(frame, dim, low.device).arrays() for dim in (0, 1))
-        found = []
-        for one in low.detach().float().contiguous().numpy():
-            _draw(one, rows, columns, ROUNDING, sheet)
-            found.append(rle.encode_columns(sheet))
-        return found
+        rles = []
+        for mask in low.detach().float().contiguous().numpy():
+            _draw(mask, rows, columns, ROUNDING, sheet)
+            rles.append(rle.encode_columns(sheet))
+        return rles
     parts = ((upscale_logits(part, frame) > 0).mT.contiguous().cpu().numpy() for part in low.split(_at_once(frame)))
     return [rle.encode_columns(mask) for part in parts for mask in part]
 
@@ -185,10 +185,9 @@ def blocks_numba(low: Tensor, frame: Frame, levels: tuple[float, float, float]) 
     sure, doubt = np.zeros((len(low), 3), np.int64), np.zeros((len(low), 3), np.int64)
     boxes = np.empty((2, len(low), 4), np.int64)
     boxes[..., :2], boxes[..., 2:] = FAR, -1
-    for number, one in enumerate(low.contiguous().numpy()):
-        _count(
-            one, rows, columns, np.array(levels, np.float32), ROUNDING, sure[number], doubt[number], boxes[:, number]
-        )
+    limits = np.array(levels, np.float32)
+    for number, mask in enumerate(low.contiguous().numpy()):
+        _count(mask, rows, columns, limits, ROUNDING, sure[number], doubt[number], boxes[:, number])
     strict, loose = (torch.from_numpy(part) for part in boxes)
     return torch.from_numpy(sure), torch.from_numpy(doubt), strict, loose, torch.zeros(len(low), dtype=torch.bool)
 

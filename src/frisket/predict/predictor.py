@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from frisket.errors import UserError
-from frisket.geometry import Frame, resize_image, upscale_logits
+from frisket.geometry import Frame, pad_square, resize_image, upscale_logits
 from frisket.models.sam import Sam
 from frisket.sample import FOREGROUND, Prediction, Prompts
 
@@ -98,9 +98,7 @@ class Predictor:
             raise ValueError(
                 f"a picture of {tuple(image.shape)} for side {frame.side} does not fit {frame} at {self.side}"
             )
-        padded = torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8)
-        padded[0, :, : frame.size[0], : frame.size[1]] = image
-        device = self.sam.device
+        device, padded = self.sam.device, pad_square(image, self.side)[None]
         self._embedding = self.sam.encode(padded.to(device), torch.tensor([frame.size], device=device))
         self._frame, self._image = frame, image
 

@@ -22,6 +22,7 @@ from frisket.data.embeddings import Stamp, folder_for, pack, path_for, stamp_of
 from frisket.data.sa1b import decode
 from frisket.data.shards import IndexedShards, TarOut, expand
 from frisket.errors import UserError
+from frisket.geometry import pad_square
 from frisket.models.sam import Sam
 from frisket.prep.records import PrepConfig, Reject, Unit, unit_name
 from frisket.sample import Sample
@@ -108,10 +109,7 @@ def _batches(config: PrepConfig, shard: Path) -> Iterator[list[Sample]]:
 @torch.no_grad()
 def _embed(config: PrepConfig, sam: Sam, samples: list[Sample]) -> torch.Tensor:
     """(B, 256, S/16, S/16) float32 on the CPU."""
-    images = torch.zeros(len(samples), 3, config.image_size, config.image_size, dtype=torch.uint8)
-    for row, sample in enumerate(samples):
-        height, width = sample.frame.size
-        images[row, :, :height, :width] = sample.image
+    images = torch.stack([pad_square(sample.image, config.image_size) for sample in samples])
     sizes = torch.tensor([sample.frame.size for sample in samples])
     device = sam.device
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):

@@ -9,12 +9,13 @@ import csv
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from frisket import config
 from frisket.errors import UserError
+from frisket.everything import grid
 from frisket.report.published import BSDS, COCO, LVIS, TABLES, Table
 
 TASKS = {
@@ -241,14 +242,12 @@ def known_as(board: Board) -> str:
             return plain if s.get("output") == "multimask" and not s.get("refine") else ""
         return "" if not vitdet else "refine" if s.get("refine") else plain
     if board.task == "everything":
-        wanted: dict[str, float] = {
-            "points_per_side": 64,
-            "pred_iou_thresh": 0,
-            "stability_score_thresh": 0,
-            "crop_n_layers": 0,
+        sams = {"strategy": "grid", "points_per_side": 64, "pred_iou_thresh": 0, "stability_score_thresh": 0}
+        made = {
+            key: s.get(f"everything.{key}", s.get(f"generator.{key}", value))  # the older name
+            for key, value in asdict(grid.Config()).items()
         }
-        wanted["box_nms_thresh"] = 0.9
-        return "ar1000" if all(s.get(f"generator.{key}") == value for key, value in wanted.items()) else ""
+        return "ar1000" if made.items() >= (sams | {"crop_n_layers": 0, "box_nms_thresh": 0.9}).items() else ""
     if board.task == "edges":
         return "sam" if s.get("checkpoint") and s.get("nms") and s.get("thresholds") == 99 else ""
     return board.preset

@@ -1,0 +1,70 @@
+"""Strategy `grid`, SAM's own: a regular grid of clicks over the picture, three masks each.
+
+Use     everything(predictor, Config(points_per_side=64))
+        for points, prediction in grid_batches(predictor, 16): …      # low-resolution logits, unfiltered
+Source  Segment Anything (arXiv 2304.02643, appendix B) with the released defaults and names of settings.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from frisket.everything.candidates import Candidates, Filters, sift
+from frisket.everything.strategy import BaseStrategy
+from frisket.predict.predictor import Predictor
+from frisket.sample import Prediction
+
+
+@dataclass
+class Config(Filters):
+    """SAM's grid."""
+
+    strategy: str = "grid"
+    """This file's name."""
+    points_per_side: int = field(default=32, metadata={"least": 1})
+    """Of the grid over the whole photograph."""
+    crop_n_points_downscale_factor: int = field(default=1, metadata={"least": 1})
+    """Crops of layer i have a grid of points_per_side divided by this to the power of i."""
+
+
+class Strategy(BaseStrategy):
+    """Every point of the grid."""
+
+    config: Config
+
+    def ask(self, predictor: Predictor, layer: int) -> Iterator[Candidates]:
+        """Batches of clicks, in rows from the top."""
+        side = max(1, self.config.points_per_side // self.config.crop_n_points_downscale_factor**layer)
+        for points, prediction in grid_batches(predictor, side, batch=self.config.points_per_batch):
+            yield sift(points, prediction, predictor.frame, self.config)
+
+    def words(self) -> str:
+        """How many points."""
+        return f"{self.config.points_per_side} x {self.config.points_per_side} points"
+
+
+def grid_points(points_per_side: int, size: tuple[int, int]) -> Tensor:
+    """SAM's grid: points (n * n, 2) at ((i + 0.5) / n) of width and height of a picture (h, w), row by row, in its
+    pixels."""
+    steps = (torch.arange(points_per_side, dtype=torch.float64) + 0.5) / points_per_side
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    return (torch.stack([x, y], dim=-1).reshape(-1, 2) * torch.tensor([size[1], size[0]])).float()
+
+
+def ask_points(predictor: Predictor, points: Tensor) -> Prediction:
+    """One foreground click a row, points (P, 2) original px: three masks each, logits (P, 3, G, G) and IoU (P, 3)."""
+    return predictor.ask(predictor.prompts(points=points[:, None]), multimask=True)
+
+
+def grid_batches(
+    predictor: Predictor, points_per_side: int = 32, *, batch: int = 64
+) -> Iterator[tuple[Tensor, Prediction]]:
+    """The grid's answers, `batch` points at a time: (points (P, 2) original px, logits (P, 3, G, G) and IoU (P, 3)).
+
+    The predictor's photograph must be set. Logits stay on the model's device, on the grid of the padded input;
+    `frisket.geometry.upscale_logits(logits.flatten(0, 1), predictor.frame)` brings them to the photograph's size.
+    """
+    for points in grid_points(points_per_side, predictor.frame.original).split(batch):
+        yield points, ask_points(predictor, points)
