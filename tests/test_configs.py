@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from frisket import checkpoint, config
-from frisket.bench.harness import BenchConfig
 from frisket.cli import show
-from frisket.cli.predict import PredictConfig
 from frisket.errors import UserError
 from frisket.models import zoo
 from frisket.recipes.base import Recipe, RecipeConfig
@@ -24,8 +22,8 @@ NEEDED = {"predict.yaml": ["image=x.jpg"], "eval_": ["checkpoint=[x]", "data=x"]
 
 def schema(path: Path) -> type:
     """The dataclass that the verb of this YAML loads it into."""
-    other = {"bench": BenchConfig, "predict": PredictConfig}
-    return other.get(path.stem) or show.schema([str(path)], [])
+    verb, files = show.verb([str(path)], [])
+    return importlib.import_module(f"frisket.cli.{verb}").schema(files, [])
 
 
 def needed(path: Path) -> list[str]:

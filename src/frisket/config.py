@@ -14,17 +14,21 @@ an encoder's own settings) are checked by whoever reads them. What a dataclass s
 A YAML of ours goes by its name too: "train_sam" is configs/train_sam.yaml, "on/a100" is configs/on/a100.yaml.
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
 import os
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from omegaconf.resolvers import oc
 from yaml import YAMLError
@@ -90,6 +94,58 @@ def peek(files: Sequence[Path | str], overrides: Sequence[str], key: str) -> Any
 def show(config: Any) -> str:
     """Return a loaded configuration as YAML text; what `unset_kept` kept stands in it as written."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+class Knob(NamedTuple):
+    """One field of a schema, for a person to read."""
+
+    key: str
+    """Dotted."""
+    default: str
+    """As one would write it; "required" where there is none."""
+    about: str
+    """The string literal below the field, on one line, with the choices of a Literal; empty where there is none."""
+
+
+def describe(schema: type, prefix: str = "", made: Any = None) -> list[Knob]:
+    """All fields of a config dataclass, inherited and nested ones included, in their order; `made`: the instance whose
+    values are the defaults, where one is made by another dataclass."""
+    hints, about, knobs = get_type_hints(schema), _abouts(schema), []
+    for part in dataclasses.fields(schema):
+        factory = part.default_factory
+        value = part.default if factory is dataclasses.MISSING else factory()
+        value, key, kind = value if made is None else getattr(made, part.name), f"{prefix}{part.name}", hints[part.name]
+        if dataclasses.is_dataclass(value):
+            knobs += describe(type(value), f"{key}.", value)
+            continue
+        choices = [", ".join(map(str, get_args(k))) for k in (kind, *get_args(kind)) if get_origin(k) is Literal]
+        lines = [about.get(part.name, ""), *(f"One of {choice}." for choice in choices)]
+        knobs.append(Knob(key, written(value), " ".join(line for line in lines if line)))
+    return knobs
+
+
+def written(value: Any) -> str:
+    """A field's value as one would write it in YAML; "required" for none at all."""
+    if value is dataclasses.MISSING or value == MISSING:
+        return "required"
+    plain = str(list(value) if isinstance(value, tuple) else value)
+    return {"True": "true", "False": "false", "None": "null", "": "''"}.get(plain, plain)
+
+
+@functools.cache
+def _abouts(schema: type) -> dict[str, str]:
+    """{field: the string literal below it}, read from the source of the dataclass and of those it extends."""
+    found: dict[str, str] = {}
+    for kind in reversed(schema.__mro__):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in zip(tree.body, tree.body[1:]):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[ast.unparse(field.target)] = " ".join(text.value.split())
+    return found
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The command line: verbs, help, the split of arguments, mistakes in one sentence with exit code 2."""
 
 import os
+import re
 import subprocess
 from dataclasses import fields
 
@@ -21,7 +22,7 @@ def test_help_lists_every_verb(capsys):
     assert main(["train", "--help"]) == 0
     said = capsys.readouterr().out
     assert "    frisket train configs/" in said and "Exit code 75" in said
-    assert "`frisket show YAML` lists every key" in said
+    assert "YAMLs of ours: distill_lightening, finetune_decoder, train_sam." in said
     assert main(["help", "train"]) == 0
     assert capsys.readouterr().out == said
     assert main(["--version"]) == 0
@@ -69,6 +70,23 @@ def test_a_mistake_is_one_sentence_and_code_2(capsys, words, sentence):
     assert said.startswith("frisket: ") and said.count("\n") == 1
 
 
+def test_help_lists_the_keys_of_what_is_chosen(capsys):
+    """Key, default and the line below the field; of the chosen recipe, task or source alone."""
+    assert main(["train", "train_sam", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^  optim\.schedule=cosine +.*One of cosine, constant, wsd\.$", said, re.MULTILINE)
+    assert re.search(r"^  plugins=\[\] +Modules from outside", said, re.MULTILINE)
+    assert "  prompts.clicks=" in said and "distill." not in said
+    assert main(["train", "recipe=distill_lightening", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "  distill." in said and "  prompts." not in said
+    assert main(["eval", "eval_edges", "-h"]) == 0
+    assert "  thresholds=" in capsys.readouterr().out
+    assert main(["bench", "--help"]) == 0
+    assert "  quick=false" in capsys.readouterr().out
+    assert main(["train", "recipe=nothing", "--help"]) == 2
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("words", "stream"),
@@ -102,6 +120,42 @@ def test_show_prints_the_resolved_whole(capsys, tmp_path):
     assert main(["show", str(file), "trainer.max_steps=7"]) == 0
     said = capsys.readouterr().out
     assert "max_steps: 7" in said and "lr: 0.5" in said and "images_per_gpu: " in said
+
+
+def test_show_says_what_each_key_is_and_stays_yaml(capsys, tmp_path):
+    long = "a name of many words " * 12
+    assert main(["show", "recipe=train_sam", "optim.schedule=constant", f"log.project='{long}'", "seed=3"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"^  schedule: constant  # .*One of cosine, constant, wsd\. \(default cosine\)$", said, re.MULTILINE
+    )
+    assert re.search(r"^plugins: \[\]  # Modules from outside, .*\)\.$", said, re.MULTILINE)
+    assert re.search(r"^    offsets: all  # .*every head", said, re.MULTILINE)  # the encoder's own settings
+    parsed = yaml.safe_load(said)
+    assert (parsed["seed"], parsed["log"]["project"]) == (3, long)
+    (tmp_path / "again.yaml").write_text(said)
+    assert main(["show", str(tmp_path / "again.yaml")]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == parsed
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["bench"], "repeats"),
+        (["bench_mine.yaml"], "repeats"),
+        (["predict", "mine.yaml"], "point"),
+        (["source=bsds500", "task=0/4"], "min_area"),
+        (["eval_all"], "tasks"),
+    ],
+)
+def test_show_knows_whose_settings_they_are(capsys, tmp_path, monkeypatch, words, key):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    (tmp_path / "bench_mine.yaml").touch()
+    assert main(["show", *words]) == 0
+    assert key in yaml.safe_load(capsys.readouterr().out)
+    assert main(["show", "mine.yaml"]) == 2
+    assert "write frisket show VERB" in capsys.readouterr().err
 
 
 def test_show_needs_no_environment_and_names_every_knob_of_the_encoder(capsys, tmp_path, monkeypatch):

@@ -4,10 +4,17 @@ frisket bench configs/bench.yaml rows=[rle_fill,sa1b_raw] out=runs/bench.json
 frisket bench quick=true                                  (does it work here; the numbers mean nothing)
 """
 
+from collections.abc import Sequence
+
 from frisket import config
 from frisket.bench import harness
 
 
-def run(files: list[str], overrides: list[str]) -> int:
+def schema(files: Sequence[str], overrides: Sequence[str]) -> type[harness.BenchConfig]:
+    """The config dataclass that these sources fill."""
+    return harness.BenchConfig
+
+
+def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Measure, print and write; return 0, or 1 when a guard failed."""
     return harness.run(config.load(harness.BenchConfig, files, overrides), harness.all_rows())

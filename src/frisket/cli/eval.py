@@ -7,15 +7,16 @@ its own folder under `out`, and writes report.html over them after each; started
 eval.json is there. Everything it does is in `frisket.engine.evaluate`; here the configuration is read.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 
 from frisket import config as settings
 from frisket.engine.evaluate import Suite, check, evaluate, run_suite
 from frisket.errors import UserError
-from frisket.eval.task import TASKS
+from frisket.eval.task import TASKS, TaskConfig
 
 
-def run(files: list[str], overrides: list[str]) -> int:
+def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Judge every checkpoint on every photograph; print the table; return the exit code."""
     if settings.peek(files, overrides, "tasks"):
         return run_suite(settings.load(Suite, files, overrides))
@@ -26,7 +27,12 @@ def run(files: list[str], overrides: list[str]) -> int:
     return 0
 
 
-def chosen(files: list[str], overrides: list[str]) -> ModuleType:
+def schema(files: Sequence[str], overrides: Sequence[str]) -> type[TaskConfig]:
+    """The config dataclass that these sources fill: the suite's or the task's."""
+    return Suite if settings.peek(files, overrides, "tasks") else chosen(files, overrides).Config
+
+
+def chosen(files: Sequence[str], overrides: Sequence[str]) -> ModuleType:
     """The task's module that the configuration names. Raises UserError for an unknown name."""
     name = settings.peek(files, overrides, "task")
     if not name:

@@ -32,6 +32,10 @@ VERBS = {
 }
 
 
+CHOOSES = {"train": ("recipe",), "prep": ("source",), "eval": ("tasks", "task")}
+"""The keys that choose a schema, by verb. `task` last: a preparation has one too."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never raises UserError: that is printed here."""
     # before numpy and torch come: OpenMP threads that wait spinning make two threads on busy cores slower than one
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UserError(f"'{verb}' is not a verb of frisket: {nearest(verb, VERBS)}")
         if any(word in ("-h", "--help") for word in rest):
-            print(usage(verb))
+            print(usage(verb, *split([word for word in rest if word not in ("-h", "--help")])))
             return 0
         files, overrides = split(rest)
         if verb != "train":
@@ -73,21 +77,36 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in args if "=" not in word], [word for word in args if "=" in word]
 
 
-def usage(verb: str | None = None) -> str:
-    """Return the help text, of one verb or of all."""
-    if verb:
-        source = Path(__file__).with_name(f"{verb}.py")  # parsed, not imported: that would take seconds
-        about = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or VERBS[verb]
-        keys = "; `frisket show YAML` lists every key with its value" if verb in ("train", "eval") else ""
-        return f"{about}\n\nLater YAML files and key=value words win{keys}."
-    verbs = "\n".join(f"  {name:8} {text}" for name, text in VERBS.items())
-    foot = "Starting a run again continues it. Unknown keys are refused."
-    return f"frisket VERB [YAML …] [key=value …]\n\n{verbs}\n\n{foot}"
+def usage(verb: str | None = None, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> str:
+    """Return the help text: of all verbs, or of one with the keys of the recipe, task or source that is chosen."""
+    if not verb:
+        verbs = "\n".join(f"  {name:8} {text}" for name, text in VERBS.items())
+        foot = "Starting a run again continues it. Unknown keys are refused."
+        return f"frisket VERB [YAML …] [key=value …]\n\n{verbs}\n\n{foot}"
+    source = Path(__file__).with_name(f"{verb}.py")  # parsed, not imported: that would take seconds
+    about = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or VERBS[verb]
+    keys = CHOOSES.get(verb, ())
+    if verb == "show":
+        return about
+    if keys and not files and not overrides:
+        paths = sorted(settings.SHIPPED.glob("*.yaml"))
+        ours = ", ".join(path.stem for path in paths if any(settings.peek([path], [], key) for key in keys))
+        return f"{about}\n\nYAMLs of ours: {ours}. `frisket {verb} YAML --help` lists the keys of one."
+    _plug_in(files, overrides)
+    schema = importlib.import_module(f"frisket.cli.{verb}").schema(settings.split(files)[0], overrides)
+    knobs = [(f"{knob.key}={knob.default}", knob.about) for knob in settings.describe(schema)]
+    wide = min(max(len(key) for key, _ in knobs), 44)
+    table = "\n".join(f"  {key:{wide}}  {line}".rstrip() for key, line in knobs)
+    return f"{about}\n\nKeys, with their defaults; later YAML files and key=value words win:\n\n{table}"
+
+
+def _plug_in(files: Sequence[str], overrides: Sequence[str]) -> None:
+    named = settings.peek(settings.split(files)[0], overrides, "plugins") or []
+    plugins.load([named] if isinstance(named, str) else named)
 
 
 def _run(verb: str, files: list[str], overrides: list[str]) -> int:
-    named = settings.peek(settings.split(files)[0], overrides, "plugins") or []
-    plugins.load([named] if isinstance(named, str) else named)
+    _plug_in(files, overrides)
     return int(importlib.import_module(f"frisket.cli.{verb}").run(files, overrides) or 0)
 
 

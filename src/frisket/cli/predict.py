@@ -9,6 +9,7 @@ clicks on one object (a third number 0 marks a point that is not on it), and wit
 mode=everything asks a grid of points and keeps the good masks, see frisket.everything.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,12 @@ class PredictConfig(Extensible):
     out: str = ""
 
 
-def run(files: list[str], overrides: list[str]) -> int:
+def schema(files: Sequence[str], overrides: Sequence[str]) -> type[PredictConfig]:
+    """The config dataclass that these sources fill."""
+    return PredictConfig
+
+
+def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Answer the prompts, write the PNG and the JSON, print a line per mask; return the exit code."""
     yamls, pictures = config.split(files)
     settings = config.load(PredictConfig, yamls, overrides)

@@ -5,12 +5,19 @@
 Everything it does is in `frisket.prep.run`; here the configuration is read.
 """
 
+from collections.abc import Sequence
+
 from frisket import config
 from frisket.prep.records import PrepConfig
 from frisket.prep.run import prep
 
 
-def run(files: list[str], overrides: list[str]) -> int:
+def schema(files: Sequence[str], overrides: Sequence[str]) -> type[PrepConfig]:
+    """The config dataclass that these sources fill."""
+    return PrepConfig
+
+
+def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Load PrepConfig from YAML `files` and `key=value` overrides and run it. Returns 0; raises UserError."""
     prep(config.load(PrepConfig, files, overrides))
     return 0

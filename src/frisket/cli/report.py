@@ -6,6 +6,7 @@ Each RUN is a folder that `frisket eval` or `frisket train` wrote, a folder of s
 out=), or an eval.json. `frisket.report.report` makes the page.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,12 @@ class ReportConfig(Extensible):
     title: str = "Leaderboard"
 
 
-def run(files: list[str], overrides: list[str]) -> int:
+def schema(files: Sequence[str], overrides: Sequence[str]) -> type[ReportConfig]:
+    """The config dataclass that these sources fill."""
+    return ReportConfig
+
+
+def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Write the page and say where it is; return the exit code."""
     yamls, folders = config.split(files)
     settings = config.load(ReportConfig, yamls, overrides)

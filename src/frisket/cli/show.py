@@ -5,54 +5,73 @@
 A training configuration is checked as `frisket train` checks it, and its encoder is printed with all its own settings
 (its image_size follows data.image_size). ${oc.env:NAME} stays as written where NAME is not set.
 
-The schema is found from the keys: `recipe:` is a training run, `task:` an evaluation, `source:` a preparation; anything
-else is the verb whose config knows most of the keys (an unknown one is then refused by it).
+Whose settings they are follows from the keys: `recipe:` is a training run, `task:` or `tasks:` an evaluation, `source:`
+a preparation; else from the file's name, which begins with its verb (predict.yaml, bench_quick.yaml), or from you:
+
+    frisket show predict mine.yaml
 """
 
 import importlib
+import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from frisket import config as settings
-from frisket.cli import eval as evaluating
-from frisket.cli import train as training
-from frisket.engine.evaluate import Suite
+from frisket.cli.main import CHOOSES, VERBS
 from frisket.engine.fit import check
 from frisket.errors import UserError
+from frisket.models import zoo
 from frisket.recipes.base import RecipeConfig, knobs, specs
-
-VERBS = (
-    ("frisket.cli.predict", "PredictConfig"),
-    ("frisket.bench.harness", "BenchConfig"),
-)
 
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Print the configuration as YAML. Raises UserError for an unknown key or recipe."""
     if not files and not overrides:
-        raise UserError("nothing to show: give a YAML, e.g. frisket show configs/distill_lightening.yaml")
+        raise UserError("nothing to show: give a YAML, e.g. frisket show distill_lightening")
+    name, files = verb(files, overrides)
+    schema = importlib.import_module(f"frisket.cli.{name}").schema(files, overrides)
     with settings.unset_kept():
-        config = settings.load(schema(files, overrides), files, overrides)
-    if isinstance(config, RecipeConfig):
-        check(config)
-        for spec in specs(config).values():
-            whole = knobs(spec.name, spec.encoder)
-            spec.encoder = {key: value for key, value in whole.items() if key in spec.encoder or key != "image_size"}
-    print(settings.show(config), end="")
+        config = settings.load(schema, files, overrides)
+        about = settings.describe(schema)
+        if isinstance(config, RecipeConfig):
+            check(config)
+            for key, spec in specs(config).items():
+                encoder = zoo.ENCODERS[spec.name].config
+                about += settings.describe(type(encoder), f"{key}.encoder.", encoder)
+                whole = knobs(spec.name, spec.encoder)
+                spec.encoder = {k: value for k, value in whole.items() if k in spec.encoder or k != "image_size"}
+        print("\n".join(commented(config, about)))
     return 0
 
 
-def schema(files: Sequence[str], overrides: Sequence[str]) -> type:
-    """Return the config dataclass that these sources fill."""
-    if settings.peek(files, overrides, "recipe"):
-        return training.chosen(files, overrides).Config
-    if settings.peek(files, overrides, "tasks"):
-        return Suite
-    if settings.peek(files, overrides, "task"):
-        return evaluating.chosen(files, overrides).Config
-    if settings.peek(files, overrides, "source"):
-        return importlib.import_module("frisket.cli.prep").PrepConfig
-    given = {key for file in files for key in settings.read(file)} | {
-        o.partition("=")[0].split(".")[0] for o in overrides
-    }
-    known = {f"{module}.{name}": getattr(importlib.import_module(module), name) for module, name in VERBS}
-    return min(known.values(), key=lambda schema: len(given - set(settings.keys(schema))))
+def verb(files: Sequence[str], overrides: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The verb that these words are settings of, and its files: see the top of this file. Raises UserError when nothing
+    tells."""
+    if files and files[0] in VERBS and (len(files) > 1 or not settings.find(files[0])):
+        return files[0], files[1:]
+    for name, keys in CHOOSES.items():
+        if any(settings.peek(files, overrides, key) for key in keys):
+            return name, files
+    for file in files:
+        if (name := Path(file).stem.split("_")[0]) in VERBS:
+            return name, files
+    raise UserError(f"nothing tells whose settings these are: write frisket show VERB …, with {', '.join(VERBS)}")
+
+
+def commented(config: Any, about: Sequence[settings.Knob]) -> list[str]:
+    """The configuration's YAML, with what each key is, and its default where it has another value, as comments."""
+    by_key, values = {knob.key: knob for knob in about}, settings.flatten(config)
+    lines, path = settings.show(config).splitlines(), []
+    for number, line in enumerate(lines):
+        if not (name := re.match(r" *(\w+):(.*)", line)):
+            continue
+        depth = name.start(1)
+        path = [part for part in path if part[0] < depth] + [(depth, name[1])]
+        key = ".".join(part for _, part in path)
+        continued = name[2] and number + 1 < len(lines) and lines[number + 1].startswith(" " * (depth + 1))
+        if key in by_key and not continued:  # a comment inside a long text would be part of it
+            knob, value = by_key[key], settings.written(values.get(key))
+            default = f"(default {knob.default})" if key in values and value != knob.default != "required" else ""
+            lines[number] += "".join(f"  # {text}" for text in [f"{knob.about} {default}".strip()] if text)
+    return lines

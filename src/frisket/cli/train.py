@@ -13,7 +13,7 @@ from frisket import config as settings
 from frisket.engine import signals
 from frisket.engine.fit import fit
 from frisket.errors import UserError, nearest
-from frisket.recipes.base import RECIPES
+from frisket.recipes.base import RECIPES, RecipeConfig
 
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:
@@ -21,6 +21,11 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     with signals.held():
         recipe = chosen(files, overrides)
         return fit(recipe, settings.load(recipe.Config, files, overrides))
+
+
+def schema(files: Sequence[str], overrides: Sequence[str]) -> type[RecipeConfig]:
+    """The config dataclass that these sources fill: the recipe's."""
+    return chosen(files, overrides).Config
 
 
 def chosen(files: Sequence[str], overrides: Sequence[str]) -> ModuleType:
