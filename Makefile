@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-RUNS := train-sam distill-lightening finetune-decoder
+RUNS := $(subst _,-,$(patsubst slurm/%.sh,%,$(filter-out slurm/env.sh slurm/evaluate.sh,$(wildcard slurm/*.sh))))
 ARGS ?=
 # The demo's data: our synthetic photographs, or DATA=<BSDS500 folder>; each has its own folder, so both can be kept.
 DATA ?=
@@ -22,12 +22,12 @@ TRAIN_DATA := inputs=$(DATA) samples_per_shard=25 min_area=9216
 VAL_DATA := inputs=$(DATA) samples_per_shard=25 min_area=9216
 endif
 FRISKET := $(BIN)/frisket
-HERE := out=$(DEMO) data.train=$(DEMO)/data/train data.val=$(DEMO)/data/val
+HERE := configs/on/cpu.yaml out=$(DEMO) data.train=$(DEMO)/data/train data.val=$(DEMO)/data/val
 
 .PHONY: help setup demo test test-gpu bench check clean $(RUNS) evaluate
 
 help:  ## show this list
-	@grep -hE '^[a-z$$()RUNS-]+:.*##' $(MAKEFILE_LIST) | sed 's/\$$(RUNS)/train-sam distill-lightening finetune-decoder/' | awk -F ':.*## ' '{printf "  make %-52s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z$$()RUNS-]+:.*##' $(MAKEFILE_LIST) | sed 's/\$$(RUNS)/$(RUNS)/' | awk -F ':.*## ' '{printf "  make %-52s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## create .venv with everything, CPU or CUDA build of torch as your index serves it
 
@@ -39,10 +39,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## two cores, minutes: data, teacher, student, aligned decoder, table, picture. DATA=<BSDS500 folder>
 	$(FRISKET) prep configs/prep_$(SOURCE).yaml $(TRAIN_DATA) split=train out=$(DEMO)/data/train
 	$(FRISKET) prep configs/prep_$(SOURCE).yaml $(VAL_DATA) split=val out=$(DEMO)/data/val
-	$(FRISKET) train configs/train_sam.yaml configs/on/demo.yaml configs/on/demo_train_sam.yaml $(HERE)
-	$(FRISKET) train configs/distill_lightening.yaml configs/on/demo.yaml configs/on/demo_distill_lightening.yaml $(HERE) \
+	$(FRISKET) train configs/train_sam.yaml configs/demo/train_sam.yaml $(HERE)
+	$(FRISKET) train configs/distill_lightening.yaml configs/demo/distill_lightening.yaml $(HERE) \
 	  teacher=$(DEMO)/train_sam
-	$(FRISKET) train configs/finetune_decoder.yaml configs/on/demo.yaml configs/on/demo_finetune_decoder.yaml $(HERE) \
+	$(FRISKET) train configs/finetune_decoder.yaml configs/demo/finetune_decoder.yaml $(HERE) \
 	  init_from=$(DEMO)/distill_lightening
 	$(FRISKET) eval configs/eval_miou.yaml data=$(DEMO)/data/val out=$(DEMO)/eval \
 	  'checkpoint=[teacher:$(DEMO)/train_sam,student:$(DEMO)/distill_lightening,student+decoder:$(DEMO)/finetune_decoder]'

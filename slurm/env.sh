@@ -1,6 +1,6 @@
 # Sourced by every script in slurm/: finds the checkout, and gives `launch`, which runs one command on all tasks.
 #   LOCAL=1 bash slurm/train_sam.sh …     runs here, without Slurm
-#   FRISKET_ON=a100 sbatch slurm/…        adds configs/on/a100.yaml (also a40, debug)
+#   FRISKET_ON=a100 sbatch slurm/…        adds configs/on/a100.yaml (also a40, cpu)
 # `launch` requeues the job when the run left with code 75 (stopped by Slurm's signal, checkpoint written).
 # Our choice; why it is so: docstrings of frisket.engine.preempt and frisket.engine.signals.
 set -euo pipefail

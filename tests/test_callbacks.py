@@ -44,7 +44,9 @@ class Toy(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         self.seen.append(torch.rand(1).item())
-        return (self.weight - 1).square().sum()
+        loss = (self.weight - 1).square().sum()
+        self.log("train/loss", loss, on_step=True, batch_size=1)
+        return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self.log("val/box/miou", 0.5, batch_size=1)

@@ -11,12 +11,14 @@ from frisket import checkpoint, config
 from frisket.cli import show
 from frisket.errors import UserError
 from frisket.models import zoo
+from frisket.recipes.base import RECIPES as ROOM
 from frisket.recipes.base import Recipe, RecipeConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
 RECIPES = [path for path in FILES if re.search(r"^recipe:", path.read_text(), re.MULTILINE)]
 PLACES = sorted((CONFIGS / "on").glob("*.yaml"))
+DEMO = sorted((CONFIGS / "demo").glob("*.yaml"))
 NEEDED = {"predict.yaml": ["image=x.jpg"], "eval_": ["checkpoint=[x]", "data=x"], "prep_": ["inputs=x"]}
 
 
@@ -42,22 +44,48 @@ def test_every_yaml_loads(path: Path) -> None:
     assert config.show(loaded)
 
 
-def bases(place: Path) -> list[Path]:
+def bases(overlay: Path) -> list[Path]:
     """The recipes an overlay belongs over: the one it is named after, else all."""
-    named = [path for path in RECIPES if place.stem.endswith(path.stem)]
+    named = [path for path in RECIPES if overlay.stem == path.stem]
     return named or RECIPES
 
 
-@pytest.mark.parametrize(
-    ("place", "recipe"), [(p, r) for p in PLACES for r in bases(p)], ids=lambda p: p.stem if isinstance(p, Path) else ""
-)
-def test_every_overlay_loads_over_its_recipes(place: Path, recipe: Path) -> None:
-    kind = schema(recipe)
-    alone, over = config.load(kind, [recipe]), config.load(kind, [recipe, place])
-    assert config.flatten(alone) != config.flatten(over)  # an overlay that changes nothing is a mistake
+@pytest.mark.parametrize("overlay", [*PLACES, *DEMO], ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_overlay_loads_over_its_recipes_and_every_key_changes_something(overlay: Path) -> None:
+    changed = set()
+    for recipe in bases(overlay):
+        kind = schema(recipe)
+        alone, over = (config.flatten(config.load(kind, files)) for files in ([recipe], [recipe, overlay]))
+        changed |= {key for key in over if over[key] != alone.get(key)}
+    idle = [key for key in config.flatten(config.read(overlay)) if key not in changed]
+    assert not idle, f"{overlay} says what its recipes say: {idle}"
 
 
-@pytest.mark.parametrize("path", [*FILES, *PLACES], ids=lambda p: p.stem)
+@pytest.mark.parametrize("place", PLACES, ids=lambda p: p.stem)
+def test_a_place_never_changes_the_experiment(place: Path) -> None:
+    other = [key for key in config.flatten(config.read(place)) if not key.startswith(("place.", "log."))]
+    assert other == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_no_key_equals_its_default(path: Path) -> None:
+    """What a YAML says is what makes this run; `frisket show` prints the rest."""
+    kind = schema(path)
+    choice = [f"{key}={value}" for key, value in config.read(path).items() if key in ("recipe", "task", "source")]
+    defaults = config.flatten(config.load(kind, [], [*choice, *needed(path)]))
+    given = {key: value for key, value in config.flatten(config.read(path)).items() if f"{key}={value}" not in choice}
+    assert [key for key, value in given.items() if key in defaults and defaults[key] == value] == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_states_batch_rate_and_length_with_their_source(path: Path) -> None:
+    own = config.flatten(config.read(path))
+    assert {"data.global_batch", "trainer.max_steps"} <= own.keys()
+    assert "# Source  " in path.read_text()
+    assert (CONFIGS.parent / "slurm" / f"{path.stem}.sh").is_file()
+
+
+@pytest.mark.parametrize("path", [*FILES, *PLACES, *DEMO], ids=lambda p: p.stem)
 def test_every_yaml_opens_with_its_promise(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 60
@@ -73,16 +101,15 @@ def test_a_recipes_name_is_its_files(path: Path) -> None:
 
 
 def test_every_recipe_has_a_yaml() -> None:
-    folder = Path(importlib.import_module("frisket.recipes").__path__[0])
-    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "interactive"}
-    assert modules == {path.stem for path in RECIPES}
+    assert set(ROOM.files()) == {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_builds_as_its_yaml_says(path: Path, tiny_teacher: Path) -> None:
     """The models of the YAML itself. What starts from weights gets tiny ones; the big one is built without memory."""
     module = importlib.import_module(f"frisket.recipes.{path.stem}")
-    given = [f"{key}={tiny_teacher}" for key in ("teacher", "init_from") if config.peek([path], [], key)]
+    shipped = config.load(module.Config, [path])
+    given = [f"{key}={tiny_teacher}" for key in ("teacher", "init_from") if getattr(shipped, key, None)]
     loaded: RecipeConfig = config.load(module.Config, [path], given)
     with torch.device("cpu" if given else "meta"):
         recipe: Recipe = module.Module(loaded)

@@ -7,10 +7,12 @@ done = frisket("train", *toy_run(data, out=tmp_path, max_steps=6))
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import webdataset
 
+from frisket.place import Place
 from frisket.prep.records import PrepConfig
 from frisket.prep.synthetic import records, units
 
@@ -31,26 +33,27 @@ def toy_shards(folder: Path, count: int = 12, split: str = "train", per_shard: i
 
 
 def toy_run(data: Path, out: Path, val: Path | None = None, **settings: object) -> list[str]:
-    """Return the key=value words of a tiny train_sam run; keywords name trainer settings (`max_steps=6`)."""
+    """Return the key=value words of a tiny train_sam run; keywords are settings of trainer or place (max_steps=6)."""
     words = [
         "recipe=train_sam",
         f"out={out}",
         f"data.train={data}",
         "data.image_size=64",
-        "data.workers=0",
+        "place.workers=0",
         "data.masks_per_image=4",
         "model.encoder={depth: 2, width: 32, heads: 2}",
         "prompts.clicks=1",
         "prompts.refines=0",
         "log.wandb=off",
         "log.samples=true",
-        "trainer.accelerator=cpu",
-        "trainer.threads=1",
+        "place.accelerator=cpu",
+        "place.threads=1",
         "trainer.log_every=1",
     ]
     if val is not None:
         words.append(f"data.val={val}")
-    return words + [f"trainer.{key}={value}" for key, value in settings.items()]
+    places = {field.name for field in fields(Place)}
+    return words + [f"{'place' if key in places else 'trainer'}.{key}={value}" for key, value in settings.items()]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What a person sees while it trains: speed, a progress line, a gallery of masks, and a record of sample ids.
 
-    speed = Throughput(every=10, images_per_batch=…)
+    speed = Throughput(every=10)
     callbacks = [speed, Gallery(run, every=500, images=8), …, Progress(speed, every=10)]   # Progress last
 
 Our choice. Log names: speed/images_per_second, speed/data_wait, speed/memory_gib, speed/mfu.
@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from frisket.files import atomic
+from frisket.geometry import CELL
 from frisket.picture import Panel, comparison, row
 from frisket.runfiles import RunFiles
 from frisket.sample import Batch
@@ -146,12 +147,8 @@ class Progress(L.Callback):
         due = (step and step % self.every == 0) or step in (self._begin[0] + 1, trainer.max_steps)
         if trainer.is_global_zero and due and step != self._shown:
             self._shown = step
-            loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-            # Lightning divides the loss it hands back by the number of accumulated batches
-            self._line.show(
-                self.line(step, trainer.max_steps, float(loss) * trainer.accumulate_grad_batches),
-                step >= trainer.max_steps,
-            )
+            loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+            self._line.show(self.line(step, trainer.max_steps, loss), step >= trainer.max_steps)
         self.speed.mark()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -269,7 +266,7 @@ def panels(batch: Batch, columns: dict[str, Tensor], index: int) -> list[Panel]:
     """One row for photograph `index` of `batch`: the image, each column {title: bool (N, G, G)}, the truth."""
     height, width = (int(v) for v in batch.sizes[index])
     photo = batch.images[index, :, :height, :width].cpu()
-    rows, cols = -(-height // 4), -(-width // 4)
+    rows, cols = -(-height // CELL), -(-width // CELL)
     mine = batch.image_index.cpu() == index
     found = {title: masks[mine][:, :rows, :cols] for title, masks in columns.items()}
     return row(photo, batch.keys[index], found, batch.masks.cpu()[mine][:, :rows, :cols])

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CELL = 4
+"""Input pixels per cell of the mask grid, along each side."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -35,7 +38,7 @@ class Frame:
     @property
     def grid(self) -> int:
         """Side of the low-resolution mask grid, S // 4."""
-        return self.side // 4
+        return self.side // CELL
 
     def valid_tokens(self, patch: int = 16) -> tuple[int, int]:
         """(rows, cols) of patch tokens that hold at least one pixel of the photograph."""
@@ -59,6 +62,18 @@ class Frame:
     def boxes_to_original(self, boxes: Tensor) -> Tensor:
         """Boxes (N, 4) xyxy from input to original pixels."""
         return boxes / self._scale(boxes).repeat(2)
+
+
+def cell_to_input(cells: Tensor) -> Tensor:
+    """Centres of grid cells (..., 2) as (x, y), in input pixels (pixel-index convention)."""
+    return (cells.float() + 0.5) * CELL - 0.5
+
+
+def inside(sizes: Tensor, count: int, pixels: int) -> Tensor:
+    """bool (B, count, count): which cells of `pixels` px have their centre on a photograph of valid (h, w) `sizes`."""
+    centres = (torch.arange(count, device=sizes.device) + 0.5) * pixels
+    rows, columns = centres < sizes[:, :1], centres < sizes[:, 1:]
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

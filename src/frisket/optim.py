@@ -5,7 +5,7 @@ Total steps come from the config: `trainer.estimated_stepping_batches` silently 
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,18 +14,22 @@ from torch import nn
 
 @dataclass
 class OptimConfig:
-    """lr: peak; min_ratio: the last lr as a share of the peak; warmup_steps: linear from 0. AdamW's betas and decay.
+    """AdamW and its learning rate over the steps of a run."""
 
-    schedule wsd (warm-up, stable, decay): constant, then linear to min_ratio over the last decay_share of the steps.
-    """
-
-    lr: float = 1e-4
-    weight_decay: float = 0.05
+    lr: float = field(default=1e-4, metadata={"least": 0})
+    """The highest learning rate; fits data.global_batch."""
+    weight_decay: float = field(default=0.05, metadata={"least": 0})
+    """Of matrices; biases, norms, position tables and token embeddings are not shrunk."""
     betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = 0
+    """AdamW's memory of gradients and of their squares."""
+    warmup_steps: int = field(default=0, metadata={"least": 0})
+    """Linear from 0 to lr."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    min_ratio: float = 0.0
-    decay_share: float = 0.4
+    """After the warm-up; wsd: constant, then linear to min_ratio over the last decay_share of the steps."""
+    min_ratio: float = field(default=0.0, metadata={"least": 0, "most": 1})
+    """The last learning rate as a share of lr."""
+    decay_share: float = field(default=0.4, metadata={"least": 0, "most": 1})
+    """Of the run, for schedule wsd."""
 
 
 def adamw(

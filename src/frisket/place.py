@@ -3,7 +3,7 @@
 `place:` may differ between two machines without changing the experiment; configs/on/ holds places. Our choice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -15,19 +15,19 @@ class Place:
     """auto: CUDA where torch sees a GPU."""
     devices: str = "auto"
     """How many per node; auto: all GPUs, or one CPU process."""
-    num_nodes: int = 1
+    num_nodes: int = field(default=1, metadata={"least": 1})
     """Nodes, outside Slurm."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Of the computation; weights stay fp32."""
     strategy: Literal["auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2"] = "auto"
     """How ranks work together; auto: DDP where there are several."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata={"least": 1})
     """CPU threads of torch; null leaves its default."""
-    workers: int = 4
+    workers: int = field(default=4, metadata={"least": 0})
     """Processes that read data, per device."""
-    images_per_device: int | None = None
-    """Images a device takes at once; null: as many as the global batch asks of it."""
-    prompts_at_once: int | None = None
+    images_per_device: int | None = field(default=None, metadata={"least": 1})
+    """Images a device takes at once, at most; what data.global_batch asks beyond is accumulated. Null: all."""
+    prompts_at_once: int | None = field(default=None, metadata={"least": 1})
     """Prompts decoded (and back-propagated) at once, to bound memory; null: all."""
 
 

@@ -9,15 +9,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from frisket.geometry import CELL, cell_to_input
 from frisket.kernels.distance import squared_depths
 from frisket.sample import BOTTOM_RIGHT, IGNORED, TOP_LEFT
-
-CELL = 4  # input pixels per grid cell, along each side
-
-
-def cell_to_input(cells: Tensor) -> Tensor:
-    """Centres of grid cells (..., 2) as (x, y), in input pixels (pixel-index convention)."""
-    return (cells.float() + 0.5) * CELL - 0.5
 
 
 def random_points(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -39,18 +39,21 @@ def test_help_lists_every_verb(capsys):
         (["train", "recipe=train_sam", "trainer.max_step=3"], "did you mean 'max_steps'?"),
         (["train", "recipe=train_sam", "trainer.max_steps=0"], "trainer.max_steps=0 must be 1 or more"),
         (["train", "recipe=train_sam", "log.wandb=never"], "must be one of auto, online, offline, off"),
-        (["train", "recipe=train_sam", "trainer.precision=bf16"], "must be one of 32-true, bf16-mixed, 16-mixed"),
+        (["train", "recipe=train_sam", "place.precision=bf16"], "must be one of 32-true, bf16-mixed, 16-mixed"),
         (["train", "recipe=train_sam", "trainer.val_every=-1"], "trainer.val_every=-1 must be 0 or more"),
         (["train", "recipe=train_sam", "trainer.clip=nan"], "trainer.clip=nan must be a finite number"),
-        (["train", "recipe=train_sam", "trainer.threads=0"], "trainer.threads=0 must be 1 or more"),
-        (["train", "recipe=train_sam", "trainer.accelerator=tpu"], "must be one of auto, cpu, gpu, cuda"),
-        (["train", "recipe=train_sam", "data.workers=-1"], "data.workers=-1 must be 0 or more"),
+        (["train", "recipe=train_sam", "place.threads=0"], "place.threads=0 must be 1 or more"),
+        (["train", "recipe=train_sam", "place.accelerator=tpu"], "must be one of auto, cpu, gpu, cuda"),
+        (["train", "recipe=train_sam", "place.workers=-1"], "place.workers=-1 must be 0 or more"),
         (["train", "recipe=train_sam", "data.image_size=0"], "data.image_size=0 must be a multiple of 16"),
         (["train", "recipe=train_sam", "data.image_size=100"], "data.image_size=100 must be a multiple of 16"),
         (["train", "recipe=train_sam", "optim.lr=-1"], "optim.lr=-1.0 must be 0 or more"),
         (["train", "recipe=train_sam", "optim.lr=nan"], "optim.lr=nan must be a finite number"),
         (["train", "recipe=train_sam", "optim.betas=[0.9,1]"], "optim.betas=[0.9, 1.0] must both be"),
-        (["show", "recipe=train_sam", "data.workers=-1"], "data.workers=-1 must be 0 or more"),
+        (["train", "recipe=train_sam", "trainer.accelerator=cpu"], "trainer.accelerator is now place.accelerator"),
+        (["train", "recipe=train_sam", "trainer.accumulate=2"], "is now derived from data.global_batch"),
+        (["train", "recipe=train_sam", "data.seed=2"], "data.seed is now seed"),
+        (["show", "recipe=train_sam", "place.workers=-1"], "place.workers=-1 must be 0 or more"),
         (["show", "recipe=train_sam", "model.encoder.ofsets=longnet"], "model: model 'lightening' has no setting"),
         (["train", "recipe=train_sam", "model.encoder.ofsets=longnet"], "did you mean 'offsets'?"),
         (
@@ -119,7 +122,7 @@ def test_show_prints_the_resolved_whole(capsys, tmp_path):
     file.write_text("recipe: train_sam\noptim: {lr: 0.5}\n")
     assert main(["show", str(file), "trainer.max_steps=7"]) == 0
     said = capsys.readouterr().out
-    assert "max_steps: 7" in said and "lr: 0.5" in said and "images_per_gpu: " in said
+    assert "max_steps: 7" in said and "lr: 0.5" in said and "global_batch: " in said
 
 
 def test_show_says_what_each_key_is_and_stays_yaml(capsys, tmp_path):

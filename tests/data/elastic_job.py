@@ -66,16 +66,15 @@ def main(job):
     config = DataConfig(
         train=job["train"],
         val=job.get("val"),
-        images_per_gpu=job.get("images", 2),
+        global_batch=job.get("images", 2) * job.get("devices", 1),
         masks_per_image=2,
         image_size=64,
-        workers=job.get("workers", 0),
         shuffle_window=2,
-        seed=3,
         streaming=True if job.get("streaming") else None,
         epoch_images=job.get("streaming"),
     )
-    trainer.fit(Toy(job), ShardData(config), ckpt_path=job.get("resume"), weights_only=True)
+    data = ShardData(config, workers=job.get("workers", 0), seed=3)
+    trainer.fit(Toy(job), data, ckpt_path=job.get("resume"), weights_only=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def store(folder, stamp=STAMP):
 def test_loader_delivers_them(shards):
     folder = shards(7, per_shard=4)
     assert not available(expand(folder))
-    config = DataConfig(train=str(folder), image_size=64, workers=0, images_per_gpu=2, embeddings="auto")
+    config = DataConfig(train=str(folder), image_size=64, global_batch=2, embeddings="auto")
     plain = next(iter(ShardData(config).train_dataloader()))
     assert plain.embedding is None
     store(folder)

@@ -95,7 +95,7 @@ def test_changed_data_is_refused(change, words):
 
 
 def test_too_large_a_global_batch_is_refused():
-    with pytest.raises(UserError, match="4 ranks x 6 images is more than the 21"):
+    with pytest.raises(UserError, match=r"data\.global_batch=24 is more than the 21"):
         sampler(6, 0, 4)
     assert len(sampler(21)) == 1
 

@@ -13,6 +13,7 @@ import json, sys
 from frisket.engine.judge import judge
 from frisket.engine.strategy import place, quiet
 from frisket.data.identity import of_pixels
+from frisket.place import Place
 from frisket.errors import UserError
 from frisket.eval.task import BaseTask, TaskConfig
 
@@ -33,7 +34,7 @@ if __name__ == "__main__":
     quiet()
     devices, workers, broken = map(int, sys.argv[1:4])
     where = place(
-        accelerator="cpu", devices=devices, num_nodes=1, strategy="auto", precision="32-true", images_per_gpu=1
+        Place(accelerator="cpu", devices=devices)
     )
     task = Count(TaskConfig(task="count"), 64)
     if broken >= 0:

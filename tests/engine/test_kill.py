@@ -28,7 +28,7 @@ def test_kill_9_mid_epoch_then_the_same_command_is_bit_exact(tmp_path):
     assert main(["train", *toy_run(data, tmp_path / "straight", val, **settings), *more]) == 0
     straight = tmp_path / "straight" / "train_sam"
 
-    words = ["train", *toy_run(data, tmp_path / "killed", val, **settings), *more, "data.workers=1"]
+    words = ["train", *toy_run(data, tmp_path / "killed", val, **settings), *more, "place.workers=1"]
     killed = tmp_path / "killed" / "train_sam"
     with subprocess.Popen(command(*words), env=environment(), stdout=subprocess.DEVNULL) as process:
         end = time.monotonic() + 120
@@ -57,7 +57,11 @@ def test_kill_9_mid_epoch_then_the_same_command_is_bit_exact(tmp_path):
 )
 def test_local_ranks_leave_on_request_with_a_checkpoint_and_go_on(tmp_path, ranks, number, code):
     data = toy_shards(tmp_path / "data", 12)
-    words = ["train", *toy_run(data, tmp_path, max_steps=200, checkpoint_every=200, devices=ranks)]
+    words = [
+        "train",
+        *toy_run(data, tmp_path, max_steps=200, checkpoint_every=200, devices=ranks),
+        "data.global_batch=2",
+    ]
     run = tmp_path / "train_sam"
     with subprocess.Popen(command(*words), env=environment(), stdout=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 150
@@ -71,12 +75,12 @@ def test_local_ranks_leave_on_request_with_a_checkpoint_and_go_on(tmp_path, rank
     assert f"stopped on request at step {stopped};" in said
 
     # elastic: a two-rank run goes on with one rank
-    done = frisket(*words, "trainer.devices=1", f"trainer.max_steps={stopped + 2}")
+    done = frisket(*words, "place.devices=1", f"trainer.max_steps={stopped + 2}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ranks == 1 or "changed since the last start: trainer.devices: 2 -> 1" in done.stdout
+    assert ranks == 1 or "changed since the last start: place.devices: 2 -> 1" in done.stdout
     with open(run / "metrics.csv", newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, stopped + 3))
 
-    again = frisket(*words, "trainer.devices=1", f"trainer.max_steps={stopped + 2}")
+    again = frisket(*words, "place.devices=1", f"trainer.max_steps={stopped + 2}")
     assert again.returncode == 0
     assert f"is finished (step {stopped + 2})" in again.stdout

@@ -186,13 +186,14 @@ CODE = """
 import json, sys
 from frisket.engine.judge import judge
 from frisket.engine.strategy import place, quiet
+from frisket.place import Place
 from frisket.eval.instance import Config, Task
 
 if __name__ == "__main__":
     quiet()
     data, results, devices = sys.argv[1], sys.argv[2], int(sys.argv[3])
     where = place(
-        accelerator="cpu", devices=devices, num_nodes=1, strategy="auto", precision="32-true", images_per_gpu=1
+        Place(accelerator="cpu", devices=devices)
     )
     verdict = judge(Task(Config(task="instance", data=data, results=results), 64), {}, where)
     if verdict: print("VERDICT", json.dumps(verdict.numbers))

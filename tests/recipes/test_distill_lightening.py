@@ -215,7 +215,7 @@ def test_the_loss_is_the_formula(recipe) -> None:
     with torch.no_grad():
         embeddings = [sam.encode(batch.images, batch.sizes).movedim(1, -1) for sam in (module.sam, module.teacher)]
         loss = module.training_step(batch, 0)
-    valid = valid_tokens(batch, 4, 4)
+    valid = valid_tokens(batch, 4)
     assert not valid.all()  # the shards hold photographs that are not square
     expected = (embeddings[0] - embeddings[1])[valid].square().mean()
     for depth, block, project in ((1 / 2, 2, module.projections[0]), (1.0, 4, module.projections[1])):
@@ -237,7 +237,7 @@ def test_stored_embeddings_replace_the_teacher(recipe) -> None:
         other = feature_loss(
             module.sam.encode(batch.images, batch.sizes).movedim(1, -1),
             batch.embedding.movedim(1, -1),
-            valid=valid_tokens(batch, 4, 4),
+            valid=valid_tokens(batch, 4),
         )
     assert stored.item() == pytest.approx(live.item(), rel=1e-5) == pytest.approx(other.item(), rel=1e-5)
 
@@ -288,7 +288,7 @@ def test_stages_of_other_width_and_grid_are_taught(recipe, fit: Fit) -> None:
         images = module.sam.preprocess(batch.images, batch.sizes)
         neck, mine = module.sam.image_encoder.forward_features(images, [0, 1])
         target, theirs = module.teacher.image_encoder.forward_features(images, [1, 3])
-    seen = valid_tokens(batch, 4, 4)
+    seen = valid_tokens(batch, 4)
     expected = (neck - target).movedim(1, -1)[seen].square().mean()
     averaged = mine[0].unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4))
     for depth, x, y, project in zip((1 / 2, 1.0), (averaged, mine[1]), theirs, module.projections):

@@ -110,7 +110,7 @@ def test_a_resumed_run_needs_init_from_no_more(tiny_shards: Path, student: Path,
     start.write_bytes(student.read_bytes())
     words = [
         "recipe=finetune_decoder", f"init_from={start}", f"out={tmp_path}", f"data.train={tiny_shards / 'train'}",
-        "data.image_size=64", "data.workers=0", "data.masks_per_image=4", "log.wandb=off", "trainer.accelerator=cpu",
+        "data.image_size=64", "place.workers=0", "data.masks_per_image=4", "log.wandb=off", "place.accelerator=cpu",
         "prompts.clicks=0", "prompts.refines=0",
     ]  # fmt: skip
     assert main(["train", *words, "trainer.max_steps=2"]) == 0

@@ -208,5 +208,5 @@ def test_valid_cells_and_tokens(batch_of: Callable[..., Batch]) -> None:
     assert cells.shape == (2, 16, 16)
     assert cells[0].any(0).sum() == 10 and cells[0].any(1).sum() == 16 and cells[0].sum() == 160
     assert cells[1].any(1).sum() == 11  # centre of cell 10 is 42 < 43
-    tokens = valid_tokens(batch, 4, 4)
+    tokens = valid_tokens(batch, 4)
     assert tokens.flatten(1).sum(1).tolist() == [4 * 2, 1 * 4, 3 * 4]  # 40 px: the third token is half padding

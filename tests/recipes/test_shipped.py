@@ -6,29 +6,33 @@ import pytest
 import torch
 
 from frisket import checkpoint
+from frisket import config as settings
 from frisket.cli.main import main
 from frisket.engine.rundir import read_csv
 from frisket.models.zoo import build
+from frisket.recipes.base import RECIPES, specs
 
 SMALL = "{depth: 2, width: 48, heads: 3}"
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-@pytest.mark.parametrize("recipe", ["train_sam", "distill_lightening", "finetune_decoder"])
+@pytest.mark.parametrize("recipe", RECIPES.names())
 def test_a_recipe_trains_and_resumes_as_shipped(
     recipe: str, precision: str, tmp_path: Path, tiny_teacher: Path, tiny_shards: Path
 ) -> None:
     student = tmp_path / "student.pt"
     checkpoint.save(build("lightening", image_size=64, width=48, depth=2, heads=3), student)
-    own = {
-        "train_sam": ["model.name=lightening", f"model.encoder={SMALL}"],
-        "distill_lightening": [f"teacher={tiny_teacher}", f"student.encoder={SMALL}"],
-        "finetune_decoder": [f"init_from={student}"],
-    }
+    yaml = f"configs/{recipe}.yaml"
+    kind = RECIPES.find(recipe).Config
+    small = [word for key in specs(kind()) for word in (f"{key}.name=lightening", f"{key}.encoder={SMALL}")]
+    weights = {"teacher": tiny_teacher, "init_from": student}
+    started = [
+        f"{key}={path}" for key, path in weights.items() if getattr(kind(), key, None) or settings.peek([yaml], [], key)
+    ]
     words = [
-        f"configs/{recipe}.yaml", *own[recipe], f"out={tmp_path}", f"data.train={tiny_shards / 'train'}",
-        f"data.val={tiny_shards / 'val'}", "data.image_size=64", "data.workers=0", "data.images_per_gpu=2",
-        "trainer.accelerator=cpu", "trainer.log_every=1", "log.wandb=off", f"trainer.precision={precision}",
+        yaml, *small, *started, f"out={tmp_path}", f"data.train={tiny_shards / 'train'}",
+        f"data.val={tiny_shards / 'val'}", "data.image_size=64", "place.workers=0", "data.global_batch=2",
+        "place.accelerator=cpu", "trainer.log_every=1", "log.wandb=off", f"place.precision={precision}",
     ]  # fmt: skip
     if precision == "bf16-mixed":
         words.pop()  # as the file says

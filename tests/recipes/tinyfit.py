@@ -54,8 +54,8 @@ def settle(config: RecipeConfig, shards: Path, *, steps: int = 20, lr: float = 2
     """Tiny data and a quick optimizer, in place."""
     data = config.data
     data.train, data.val = str(shards / "train"), str(shards / "val")
-    data.image_size, data.workers, data.images_per_gpu, data.masks_per_image = 64, 0, 4, 4
-    config.optim.lr, config.trainer.max_steps, config.trainer.accelerator = lr, steps, "cpu"
+    data.image_size, data.global_batch, data.masks_per_image = 64, 4, 4
+    config.optim.lr, config.trainer.max_steps, config.place.accelerator = lr, steps, "cpu"
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

@@ -18,8 +18,9 @@ from frisket.engine.rundir import read_csv
 
 STEPS = 60
 SETTINGS = """
-data: {{train: {data}, val: {val}, image_size: 64, workers: 1, masks_per_image: 4, images_per_gpu: 1}}
-trainer: {{accelerator: cpu, precision: 32-true, threads: 1, log_every: 1, val_every: 25, checkpoint_every: 20}}
+data: {{train: {data}, val: {val}, image_size: 64, masks_per_image: 4, global_batch: 2}}
+place: {{accelerator: cpu, precision: 32-true, threads: 1, workers: 1}}
+trainer: {{log_every: 1, val_every: 25, checkpoint_every: 20}}
 log: {{wandb: offline, gallery_every: 30, gallery_images: 2, samples: true}}
 """
 

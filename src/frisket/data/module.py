@@ -10,9 +10,9 @@ Source  our choice.
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -35,30 +35,34 @@ SKIP_LIMIT = 100  # bad samples in a row; more than that is a bad shard
 
 @dataclass
 class DataConfig:
-    """Where samples come from and how they are drawn.
-
-    train, val: folder, glob, brace pattern, comma list, or (train only) `pipe:`/URL. masks_per_image: 0 = all.
-    min_area: original pixels. max_area_fraction: SAM leaves out masks over 90 % of the image. shuffle_window: shards
-    shuffled together. embeddings: null, "auto" (use the default folder when there is one) or a folder; training only.
-    on_bad_sample: stop, or skip (log it and take the next sample). streaming: null = only for remote shards.
-    epoch_images: samples per epoch when streaming. stream_buffer: samples held for shuffling, per worker.
-    """
+    """Where samples come from and how they are drawn. Processes, seed and images per device are the caller's."""
 
     train: str | None = None
+    """Shards to train on: a folder, glob, brace pattern, comma list, `pipe:` command or URL."""
     val: str | None = None
-    images_per_gpu: int = 1
-    masks_per_image: int = 16
+    """Shards to validate on, on this machine; null: none."""
+    global_batch: int = field(default=1, metadata={"least": 1})
+    """Images per optimizer step, over all devices and accumulated batches."""
+    masks_per_image: int = field(default=16, metadata={"least": 0})
+    """Masks drawn of each photograph; 0: all."""
     image_size: int = 1024
-    workers: int = 4
-    shuffle_window: int = 4
-    seed: int = 0
-    min_area: float = 0.0
-    max_area_fraction: float = 0.9
+    """Side of the model's input in pixels, a multiple of 16."""
+    shuffle_window: int = field(default=4, metadata={"least": 1})
+    """Shards shuffled together."""
+    min_area: float = field(default=0.0, metadata={"least": 0})
+    """Masks below this many original pixels are left out."""
+    max_area_fraction: float = field(default=0.9, metadata={"least": 0})
+    """Masks above this share of the photograph are left out (SAM, appendix A: 90 %)."""
     embeddings: str | None = None
-    on_bad_sample: str = "stop"
+    """Stored teacher embeddings: a folder, or auto: the default folder where there is one. Training only."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """skip: log it and take the next sample."""
     streaming: bool | None = None
-    epoch_images: int | None = None
-    stream_buffer: int = 256
+    """Draw shards at random instead of reading by index; null: only what is remote."""
+    epoch_images: int | None = field(default=None, metadata={"least": 1})
+    """Samples per epoch when streaming."""
+    stream_buffer: int = field(default=256, metadata={"least": 1})
+    """Samples held for shuffling when streaming, per worker."""
 
 
 # ---------------------------------------------------------------- batch
@@ -144,21 +148,25 @@ class Decoded(Dataset):
 class ShardData(L.LightningDataModule):
     """Training and validation loaders of one DataConfig.
 
-    stamp: the teacher that stored embeddings must come from (None: any one teacher). Rank and world come from the
-    attached trainer. Raises UserError for missing shards, settings that contradict each other, and, while iterating,
-    for a sample that cannot be used (naming shard and key).
+    per_device: images a device takes at once (None: its whole share of the global batch); the global batch over the
+    ranks' batches is how many are accumulated. workers: processes that read, per device. stamp, which may be set until
+    the loaders are made: the teacher that stored embeddings must come from (None: any one). Rank and world come from
+    the attached trainer. Raises UserError for missing shards, settings that contradict each other, and, while
+    iterating, for a sample that cannot be used (naming shard and key).
     """
 
-    def __init__(self, config: DataConfig, stamp: Stamp | None = None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        stamp: Stamp | None = None,
+        *,
+        per_device: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.stamp = stamp
-        if config.on_bad_sample not in ("stop", "skip"):
-            raise UserError(f"data.on_bad_sample={config.on_bad_sample} is unknown; it is stop or skip")
-        if config.image_size % 16 or config.image_size <= 0:
-            raise UserError(f"data.image_size={config.image_size} must be a positive multiple of 16")
-        if config.images_per_gpu < 1:
-            raise UserError(f"data.images_per_gpu={config.images_per_gpu} must be at least 1")
+        self.config, self.workers, self.seed = config, workers, seed
+        self.per_device, self.stamp = per_device, stamp
 
     @functools.cached_property
     def train_tars(self) -> list[Path | str]:
@@ -182,7 +190,7 @@ class ShardData(L.LightningDataModule):
 
     @property
     def train_images(self) -> int:
-        """Samples in an epoch of the whole job."""
+        """Samples in an epoch of the whole job; 0 for a stream that does not say."""
         return int(self.config.epoch_images or 0) if self.streaming else len(self.train_shards)
 
     @property
@@ -194,6 +202,9 @@ class ShardData(L.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _batch(self, world: int) -> int:
+        return self.per_device or max(1, self.config.global_batch // world)
 
     def _decode(self) -> Callable[..., Sample]:
         c = self.config
@@ -215,37 +226,39 @@ class ShardData(L.LightningDataModule):
         if self.has_embeddings:
             folder = None if c.embeddings == "auto" else Path(str(c.embeddings))
             stored = StoredEmbeddings(self.train_shards, folder, self.stamp)
-        dataset = Decoded(self.train_shards, self._decode(), seed=c.seed, skip=skip, embeddings=stored)
+        dataset = Decoded(self.train_shards, self._decode(), seed=self.seed, skip=skip, embeddings=stored)
         sampler = ElasticSampler(
             self.train_shards.counts.tolist(),
-            batch_size=c.images_per_gpu,
+            batch_size=self._batch(world),
+            global_batch=c.global_batch,
             rank=rank,
             world=world,
-            seed=c.seed,
+            seed=self.seed,
             window=c.shuffle_window,
         )
-        return ElasticLoader(dataset, sampler, collate=collate_or_fail, workers=c.workers, pin=pin)
+        return ElasticLoader(dataset, sampler, collate=collate_or_fail, workers=self.workers, pin=pin)
 
     def _stream(self, rank: int, world: int, skip: bool, pin: bool) -> StreamLoader:
-        c = self.config
+        c, size = self.config, self._batch(world)
         if c.embeddings not in (None, "auto"):
             raise UserError("data.embeddings needs shards read by index; copy the shards here or set it to null")
-        if not c.epoch_images or c.epoch_images < c.images_per_gpu * world:
+        if not c.epoch_images or c.epoch_images < c.global_batch:
             raise UserError(
-                f"data.epoch_images={c.epoch_images} must be set for streaming, to at least one global batch "
-                f"({world} ranks x {c.images_per_gpu} images)"
+                f"data.epoch_images={c.epoch_images} must be set for streaming, to data.global_batch={c.global_batch} "
+                "or more"
             )
         stream = Stream(
             [str(tar) for tar in self.train_tars],
             self._decode(),
             collate=collate_or_fail,
-            batch_size=c.images_per_gpu,
+            batch_size=size,
             rank=rank,
-            seed=c.seed,
+            seed=self.seed,
             buffer=c.stream_buffer,
             skip=skip,
         )
-        return StreamLoader(stream, c.epoch_images // (c.images_per_gpu * world), workers=c.workers, pin=pin)
+        batches = c.epoch_images // c.global_batch * (c.global_batch // (size * world))
+        return StreamLoader(stream, batches, workers=self.workers, pin=pin)
 
     def val_dataloader(self) -> Loader | Sequence[Any]:
         """Every validation sample once over all ranks (OnceSampler), the same masks each time; [] without data.val."""
@@ -258,6 +271,6 @@ class ShardData(L.LightningDataModule):
         shards = IndexedShards(tars)
         if not len(shards):
             raise UserError(f"data.val={c.val} holds no sample; prepare validation shards or set data.val=null")
-        dataset = Decoded(shards, self._decode(), seed=c.seed, skip=c.on_bad_sample == "skip", refill=False)
-        sampler = OnceSampler(len(shards), batch_size=c.images_per_gpu, rank=rank, world=world)
-        return Loader(dataset, sampler, collate=collate_or_fail, workers=c.workers, pin=torch.cuda.is_available())
+        dataset = Decoded(shards, self._decode(), seed=self.seed, skip=c.on_bad_sample == "skip", refill=False)
+        sampler = OnceSampler(len(shards), batch_size=self._batch(world), rank=rank, world=world)
+        return Loader(dataset, sampler, collate=collate_or_fail, workers=self.workers, pin=torch.cuda.is_available())

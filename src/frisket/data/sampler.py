@@ -1,10 +1,11 @@
 """Order and resume: which samples the next batch holds is a pure function of (seed, samples consumed).
 
-Use     sampler = ElasticSampler(shards.counts, batch_size=2, rank=0, world=8, seed=0, window=4)
+Use     sampler = ElasticSampler(shards.counts, batch_size=2, global_batch=64, rank=0, world=8, seed=0, window=4)
         loader = ElasticLoader(dataset, sampler, collate=collate, workers=4); state = loader.state_dict()
 Order   per epoch: shuffle the shards, then shuffle the samples inside windows of `window` shards (reads stay local).
-        The global batch at position c is order[c : c + world * batch_size]; rank r takes its r-th slice. So any number
-        of ranks and workers sees the same stream, and one integer, equal on all ranks, resumes it.
+        The global batch at position c is order[c : c + global_batch]. It is handed out in rounds of world * batch_size,
+        which Lightning accumulates; of each round rank r takes the r-th slice. So any number of ranks, rounds and
+        workers sees the same stream, and one integer, equal on all ranks, resumes it.
 Source  our choice; measured against Lightning 2.6 (a loader without a length is prefetched and loses a batch).
 """
 
@@ -53,14 +54,25 @@ class ElasticSampler:
     """Batch sampler whose state is `consumed`: samples handed out by the whole job since its start.
 
     `n` is the number of samples in an epoch; the rest of an epoch smaller than a global batch is skipped, on all ranks.
+    `global_batch` is a multiple of world * batch_size (None: that, one round a step).
     Raises UserError when a global batch is larger than the data.
     """
 
     def __init__(
-        self, counts: Sequence[int], *, batch_size: int, rank: int, world: int, seed: int, window: int
+        self,
+        counts: Sequence[int],
+        *,
+        batch_size: int,
+        rank: int,
+        world: int,
+        seed: int,
+        window: int,
+        global_batch: int | None = None,
     ) -> None:
         self.counts = np.asarray(counts, np.int64)
         self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.round = batch_size * world
+        self.global_batch = global_batch or self.round
         self.seed, self.window = seed, max(1, window)
         self.n = int(self.counts.sum())
         self.consumed = 0
@@ -68,19 +80,16 @@ class ElasticSampler:
         self._resumed = False
         if self.global_batch > self.n:
             raise UserError(
-                f"a global batch of {world} ranks x {batch_size} images is more than the {self.n} training samples; "
-                "lower data.images_per_gpu or prepare more data"
+                f"data.global_batch={self.global_batch} is more than the {self.n} training samples: lower it or "
+                "prepare more data"
             )
 
-    @property
-    def global_batch(self) -> int:
-        """Samples per step of the whole job."""
-        return self.batch_size * self.world
-
     def __len__(self) -> int:
-        """Batches of this pass. After a resume on another number of ranks: those done before plus those left."""
-        left = (self.n - self.consumed % self.n) // self.global_batch
-        return self.batches + left if left else self.n // self.global_batch
+        """Batches of this pass: whole steps only. After a resume on other ranks: those done before plus those left."""
+        rounds = self.global_batch // self.round
+        partly = self.batches % rounds  # of the step that is being made
+        left = (self.n - self.consumed % self.n + partly * self.round) // self.global_batch * rounds - partly
+        return self.batches + left if left else self.n // self.global_batch * rounds
 
     def begin(self) -> None:
         """Start a pass: round up past the end of an epoch that has no whole global batch left."""
@@ -92,14 +101,15 @@ class ElasticSampler:
         self._resumed = False
 
     def advance(self) -> None:
-        """Count one global batch; called when it is handed out, not when a worker fetched it."""
-        self.consumed += self.global_batch
+        """Count one round; called when it is handed out, not when a worker fetched it."""
+        self.consumed += self.round
         self.batches += 1
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         epoch, offset = divmod(self.consumed, self.n)
         order = epoch_order(self.counts, self.seed, epoch, self.window)
-        for first in range(offset, self.n - self.global_batch + 1, self.global_batch):
+        whole = (self.n - offset) // self.global_batch * self.global_batch
+        for first in range(offset, offset + whole, self.round):
             mine = first + self.rank * self.batch_size
             yield [Ticket(epoch, int(index)) for index in order[mine : mine + self.batch_size]]
 

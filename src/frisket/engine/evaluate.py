@@ -21,18 +21,20 @@ from frisket import checkpoint, config
 from frisket.callbacks import Judged
 from frisket.engine.judge import Items, Verdict, judge
 from frisket.engine.rundir import RunDir, wandb_log
-from frisket.engine.strategy import ACCELERATORS, place, quiet
+from frisket.engine.strategy import place, quiet
 from frisket.environment import environment
 from frisket.errors import UserError, nearest
 from frisket.eval.task import TASKS, BaseTask, TaskConfig
 from frisket.files import atomic, write_json
 from frisket.models.sam import Sam
 from frisket.picture import comparison
+from frisket.place import Place
 from frisket.report.report import write as page
 
 SCHEMA = 2
 OWN = ("task", "tasks", "out")  # of a suite; not handed to its tasks
 LEAST = {"limit": 1, "pictures": 0, "workers": 0, "num_nodes": 1, "batch": 1, "seed": 0}
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 CELL = 16  # pixels: every encoder answers in cells of this side
 
 
@@ -103,12 +105,7 @@ def evaluate(kind: type[BaseTask], settings: TaskConfig, *, again: bool = True) 
     """
     quiet()
     where = place(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy="auto",
-        precision="32-true",
-        images_per_gpu=1,
+        Place(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)  # type: ignore[arg-type]
     )
     if kind.needs_model and not settings.checkpoint:
         raise UserError("eval needs checkpoint=…: a run folder, a checkpoint file or a model name (several as [a,b])")

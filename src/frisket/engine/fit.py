@@ -8,7 +8,6 @@ the same after Ctrl-C. A second Ctrl-C ends the program at once.
 """
 
 import contextlib
-import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,14 +22,13 @@ from frisket.callbacks import Gallery, Progress, Samples, Throughput, say
 from frisket.checkpoint import Resume
 from frisket.data.module import ShardData
 from frisket.engine import signals
+from frisket.engine.batch import Division, Recount, divide
 from frisket.engine.preempt import Preempt, Stopped, exit_code
 from frisket.engine.rundir import CsvLog, RunDir, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
-from frisket.engine.strategy import ACCELERATORS, exits_for_all, place, quiet
+from frisket.engine.strategy import exits_for_all, place, quiet
 from frisket.errors import UserError
 from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def fit(recipe: ModuleType, config: RecipeConfig) -> int:
@@ -43,66 +41,62 @@ def fit(recipe: ModuleType, config: RecipeConfig) -> int:
         folder = RunDir(Path(config.out) / (config.name or config.recipe))
         folder.open()
         try:
-            return _train(recipe.Module, config, folder)
+            return 0 if _finished(folder, config) else _train(recipe.Module, config, folder)
         finally:
             folder.close()
 
 
 def check(config: RecipeConfig) -> None:
-    """Refuse values that would fail later and less clearly. Raises UserError."""
-    t, log, data, optim = config.trainer, config.log, config.data, config.optim
-    for key, value, least in (
-        ("trainer.max_steps", t.max_steps, 1),
-        ("trainer.accumulate", t.accumulate, 1),
-        ("trainer.checkpoint_every", t.checkpoint_every, 1),
-        ("trainer.log_every", t.log_every, 1),
-        ("trainer.num_nodes", t.num_nodes, 1),
-        ("trainer.threads", 1 if t.threads is None else t.threads, 1),
-        ("trainer.val_every", t.val_every, 0),
-        ("trainer.clip", t.clip, 0),
-        ("data.workers", data.workers, 0),
-        ("optim.lr", optim.lr, 0),
-        ("optim.weight_decay", optim.weight_decay, 0),
-        ("optim.warmup_steps", optim.warmup_steps, 0),
-    ):
-        if not (value >= least and math.isfinite(value)):  # so written, it also catches nan
-            raise UserError(f"{key}={value} must be {least} or more")
-    if not all(0 <= beta < 1 for beta in optim.betas):
-        raise UserError(f"optim.betas={list(optim.betas)} must both be at least 0 and less than 1")
-    if data.image_size < 16 or data.image_size % 16:
-        raise UserError(f"data.image_size={data.image_size} must be a multiple of 16, the patch side")
-    if t.accelerator not in ACCELERATORS:
-        raise UserError(f"trainer.accelerator={t.accelerator} must be one of {', '.join(ACCELERATORS)}")
-    if t.precision not in PRECISIONS:  # a `-true` half precision would train without fp32 master weights
-        raise UserError(f"trainer.precision={t.precision} must be one of {', '.join(PRECISIONS)}")
-    log.wandb = {"False": "off", "True": "auto"}.get(log.wandb, log.wandb)  # YAML reads a bare off as false
-    if log.wandb not in ("auto", "online", "offline", "off"):
-        raise UserError(f"log.wandb={log.wandb} must be one of auto, online, offline, off")
+    """Refuse values that would fail later and less clearly; what a field alone can say is checked as it is read.
+
+    Raises UserError.
+    """
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise UserError(f"optim.betas={list(config.optim.betas)} must both be at least 0 and less than 1")
+    side = config.data.image_size
+    if side < 16 or side % 16:
+        raise UserError(f"data.image_size={side} must be a multiple of 16, the patch side")
     for key, spec in specs(config).items():
-        check_model(key, spec, data.image_size)
+        check_model(key, spec, side)
+
+
+def _finished(folder: RunDir, config: RecipeConfig) -> bool:
+    done = folder.finished()
+    if not done or done["step"] < config.trainer.max_steps:
+        return False
+    say(
+        f"{folder.path} is finished (step {done['step']}): {folder.model}. "
+        "Raise trainer.max_steps to go on, or set name=… for another run."
+    )
+    return True
 
 
 def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     quiet()
-    t = config.trainer
-    done = folder.finished()
-    if done and done["step"] >= t.max_steps:
-        say(
-            f"{folder.path} is finished (step {done['step']}): {folder.model}. "
-            "Raise trainer.max_steps to go on, or set name=… for another run."
-        )
-        return 0
-    if t.threads:
-        torch.set_num_threads(t.threads)
+    if config.place.threads:
+        torch.set_num_threads(config.place.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
+    where = place(config.place)
+    division = divide(
+        config.data.global_batch,
+        devices=where["devices"] * where["num_nodes"],
+        at_once=config.place.images_per_device,
+    )
+    data = ShardData(config.data, per_device=division.per_device, workers=config.place.workers, seed=config.seed)
     resume = checkpoint.newest(folder.path)  # the one time that its facts are read
-    _announce(config, folder, resume)
+    _announce(config, folder, resume, f"{division}, {_epochs(config, data)}")
     recipe = module(config, resume)
     recipe.check_resume(folder.path)
+    data.stamp = recipe.stamp()
     _remember(config, folder)
-    data = ShardData(config.data, recipe.stamp())
     preempt = Preempt(folder)
-    trainer = _trainer(config, folder, resume, preempt)
+    trainer = L.Trainer(
+        **where | {"plugins": [*where["plugins"], AtomicIO()]},
+        **_rhythm(config, division),
+        default_root_dir=folder.path,
+        logger=_loggers(config, folder, resume),
+        callbacks=_callbacks(config, folder, preempt),
+    )
     if signals.asked():  # nothing is lost yet; a later start finds the same state
         say("asked to stop before the first step")
         return exit_code()
@@ -114,54 +108,45 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
             weights_only=True if resume and resume.ranks is None else None,
         )
     _finalize(trainer)
-    if preempt.left is not None:
-        trainer.strategy.barrier("frisket.left")
-        environment = getattr(trainer.strategy, "cluster_environment", None)  # one device on one node has none
-        say(f"stopped on request at step {preempt.left}; the same command goes on from there")
-        return exit_code() if exits_for_all(environment, trainer.global_rank) else 0
-    _finish(trainer, recipe, folder)
-    trainer.strategy.barrier("frisket.finished")
-    return 0
+    return _leave(trainer, preempt.left) if preempt.left is not None else _finish(trainer, recipe, folder)
 
 
-def _trainer(config: RecipeConfig, folder: RunDir, resume: Resume | None, preempt: Preempt) -> L.Trainer:
-    t, log = config.trainer, config.log
-    where = place(
-        accelerator=t.accelerator,
-        devices=t.devices,
-        num_nodes=t.num_nodes,
-        strategy=t.strategy,
-        precision=t.precision,
-        images_per_gpu=config.data.images_per_gpu,
-    )
-    where["plugins"] = [*where["plugins"], AtomicIO()]
-    speed = Throughput(t.log_every)
-    callbacks: list[L.Callback] = [speed, KeepLast(folder, t.checkpoint_every)]
+def _epochs(config: RecipeConfig, data: ShardData) -> str:
+    if not data.train_images:
+        return "a stream"
+    return f"{config.trainer.max_steps * config.data.global_batch / data.train_images:.3g} epochs"
+
+
+def _rhythm(config: RecipeConfig, division: Division) -> dict[str, Any]:
+    """The Trainer's keyword arguments for how long, how often and how exactly; it counts batches, we count steps."""
+    t = config.trainer
+    return {
+        "max_steps": t.max_steps,
+        "max_epochs": -1,
+        "accumulate_grad_batches": division.accumulated,
+        "gradient_clip_val": t.clip or None,
+        "check_val_every_n_epoch": None,
+        "val_check_interval": min(t.val_every or t.max_steps, t.max_steps) * division.accumulated,
+        "limit_val_batches": 1.0 if config.data.val is not None else 0,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": t.log_every,
+        "deterministic": t.deterministic,
+        "use_distributed_sampler": False,  # the loader splits over ranks itself, and is exact at a resume
+        "enable_checkpointing": False,  # KeepLast does it
+        "enable_progress_bar": False,  # Progress does it
+        "enable_model_summary": False,
+    }
+
+
+def _callbacks(config: RecipeConfig, folder: RunDir, preempt: Preempt) -> list[L.Callback]:
+    """In their order: the counters before who reads them, what is written before who may stop the run."""
+    log, speed = config.log, Throughput(config.trainer.log_every)
+    callbacks: list[L.Callback] = [speed, Recount(), KeepLast(folder, config.trainer.checkpoint_every)]
     if log.samples:
         callbacks.append(Samples(folder.path))
-    validate = config.data.val is not None
-    if validate and log.gallery_every and log.gallery_images:
+    if config.data.val is not None and log.gallery_every and log.gallery_images:
         callbacks.append(Gallery(folder.path, log.gallery_every, log.gallery_images))
-    return L.Trainer(
-        **where,
-        max_steps=t.max_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=t.accumulate,
-        gradient_clip_val=t.clip or None,
-        check_val_every_n_epoch=None,
-        val_check_interval=min(t.val_every or t.max_steps, t.max_steps) * t.accumulate,
-        limit_val_batches=1.0 if validate else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=t.log_every,
-        deterministic=t.deterministic,
-        use_distributed_sampler=False,  # the loader splits over ranks itself, and is exact at a resume
-        enable_checkpointing=False,  # KeepLast does it
-        enable_progress_bar=False,  # Progress does it
-        enable_model_summary=False,
-        default_root_dir=folder.path,
-        logger=_loggers(config, folder, resume),
-        callbacks=[*callbacks, preempt, Progress(speed, t.log_every)],
-    )
+    return [*callbacks, preempt, Progress(speed, config.trainer.log_every)]
 
 
 def _loggers(config: RecipeConfig, folder: RunDir, resume: Resume | None) -> list[Any]:
@@ -176,9 +161,10 @@ def _loggers(config: RecipeConfig, folder: RunDir, resume: Resume | None) -> lis
 
 
 @rank_zero_only
-def _announce(config: RecipeConfig, folder: RunDir, resume: Resume | None) -> None:
+def _announce(config: RecipeConfig, folder: RunDir, resume: Resume | None, size: str) -> None:
     """Say what happens, and name the settings that changed since the last start."""
-    say(f"{config.recipe}: {folder.path}, " + (f"continuing from {resume.path}" if resume else "from the start"))
+    start = f"continuing from {resume.path}" if resume else "from the start"
+    say(f"{config.recipe}: {folder.path}, {start}; {size}")
     if resume and folder.config.exists():
         before, now = settings.flatten(settings.read(folder.config)), settings.flatten(config)
         for key in sorted(before.keys() | now.keys()):
@@ -191,23 +177,28 @@ def _remember(config: RecipeConfig, folder: RunDir) -> None:
     settings.save(config, folder.config)
 
 
-def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir) -> None:
-    """Write model.pt and the summary (rank 0), and say where they are."""
-    if not trainer.is_global_zero:
-        return
-    # inside DeepSpeed the module may be bf16; its checkpoint folder holds the fp32 weights
-    sam = checkpoint.load(folder.last) if folder.last.is_dir() else recipe.sam
-    provenance = {
-        "recipe": recipe.config.recipe,
-        "run": folder.path.name,
-        "step": trainer.global_step,
-        "seed": recipe.config.seed,
-    }
-    checkpoint.save(sam, folder.model, provenance=provenance)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    folder.finish(trainer.global_step, metrics)
-    scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val/"))
-    say(f"finished at step {trainer.global_step}: {folder.model}" + (f"  {scores}" if scores else ""))
+def _leave(trainer: L.Trainer, step: int) -> int:
+    """Say that the run stopped on request; the exit code, from the ranks whose code reaches somebody."""
+    trainer.strategy.barrier("frisket.left")
+    environment = getattr(trainer.strategy, "cluster_environment", None)  # one device on one node has none
+    say(f"stopped on request at step {step}; the same command goes on from there")
+    return exit_code() if exits_for_all(environment, trainer.global_rank) else 0
+
+
+def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir) -> int:
+    """Write model.pt and the summary (rank 0), and say where they are. Returns the exit code, 0."""
+    if trainer.is_global_zero:
+        # inside DeepSpeed the module may be bf16; its checkpoint folder holds the fp32 weights
+        sam = checkpoint.load(folder.last) if folder.last.is_dir() else recipe.sam
+        step, config = trainer.global_step, recipe.config
+        provenance = {"recipe": config.recipe, "run": folder.path.name, "step": step, "seed": config.seed}
+        checkpoint.save(sam, folder.model, provenance=provenance)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        folder.finish(step, metrics)
+        scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val/"))
+        say(f"finished at step {step}: {folder.model}" + (f"  {scores}" if scores else ""))
+    trainer.strategy.barrier("frisket.finished")
+    return 0
 
 
 def _finalize(trainer: L.Trainer) -> None:

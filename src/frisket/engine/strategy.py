@@ -1,7 +1,6 @@
 """The one door to DDP and DeepSpeed: where the run stands (nodes, devices) and how its ranks work together.
 
-    trainer = L.Trainer(**place(accelerator="auto", devices="auto", num_nodes=1, strategy="auto",
-                             precision="bf16-mixed", images_per_gpu=8), …)
+    trainer = L.Trainer(**place(config.place), …)
 
 Under Slurm (inside `srun`) nodes and devices come from Slurm, one task per device; anywhere else from the arguments.
 DeepSpeed ZeRO: Rajbhandari et al. 2020 (arXiv 1910.02054), through Lightning; stages 1 and 2 (the models here are
@@ -28,21 +27,16 @@ from lightning.pytorch.plugins.environments import (
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
-from frisket.errors import UserError, nearest
-
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2")
+from frisket.errors import UserError
+from frisket.place import Place
 
 
-def place(
-    *, accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str, images_per_gpu: int
-) -> dict[str, Any]:
+def place(where: Place) -> dict[str, Any]:
     """Return the Trainer's keyword arguments accelerator, devices, num_nodes, strategy, precision, plugins.
 
-    Raises UserError for an unknown strategy, for a DeepSpeed that is not installed, and for more devices than exist.
+    Raises UserError for a DeepSpeed that is not installed, and for more devices than exist.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(f"trainer.strategy={strategy} is unknown: {nearest(strategy, STRATEGIES)}")
+    accelerator, devices, num_nodes = where.accelerator, where.devices, where.num_nodes
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     environment = _environment()
@@ -54,20 +48,21 @@ def place(
     elif devices == "auto":
         devices = max(1, torch.cuda.device_count()) if accelerator in ("cuda", "gpu") else 1
     if not str(devices).isdigit() or int(devices) < 1:
-        raise UserError(f"trainer.devices={devices} must be auto or a number, 1 or more")
+        raise UserError(f"place.devices={devices} must be auto or a number, 1 or more")
     devices = int(devices)
     if accelerator in ("cuda", "gpu") and devices > torch.cuda.device_count():
         raise UserError(
-            f"trainer.devices={devices} but this machine shows {torch.cuda.device_count()} GPUs: ask for fewer"
+            f"place.devices={devices} but this machine shows {torch.cuda.device_count()} GPUs: ask for fewer"
         )
-    chosen = _strategy(strategy, on_cpu=accelerator == "cpu", world=num_nodes * devices, images_per_gpu=images_per_gpu)
+    chosen = _strategy(where.strategy, on_cpu=accelerator == "cpu", world=num_nodes * devices)
+    deepspeed = where.strategy.startswith("deepspeed")
     return {
         "accelerator": accelerator,
         "devices": devices,
         "num_nodes": num_nodes,
         "strategy": chosen,
-        "precision": None if strategy.startswith("deepspeed") else precision,
-        "plugins": [environment] + ([WholeBatch(precision)] if strategy.startswith("deepspeed") else []),
+        "precision": None if deepspeed else where.precision,
+        "plugins": [environment] + ([WholeBatch(where.precision)] if deepspeed else []),
     }
 
 
@@ -99,17 +94,17 @@ def _slurm_size() -> tuple[int, int]:
     return int(os.environ.get("SLURM_NNODES", "1")), int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
 
 
-def _strategy(name: str, *, on_cpu: bool, world: int, images_per_gpu: int) -> Any:
+def _strategy(name: str, *, on_cpu: bool, world: int) -> Any:
     backend = "gloo" if on_cpu else None
     if name.startswith("deepspeed"):
         if importlib.util.find_spec("deepspeed") is None:
-            raise UserError(f"trainer.strategy={name} needs DeepSpeed: pip install 'frisket[deepspeed]'")
+            raise UserError(f"place.strategy={name} needs DeepSpeed: pip install 'frisket[deepspeed]'")
         if on_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
         kind = CPUDeepSpeed if on_cpu else DeepSpeedStrategy
         return kind(
             stage=int(name[-1]),
-            logging_batch_size_per_gpu=images_per_gpu,  # "auto" asks the loader for a batch_size it does not have
+            logging_batch_size_per_gpu=1,  # for its own log; "auto" asks the loader for a batch_size it does not have
             process_group_backend=backend,
         )
     if name == "auto" and world == 1:

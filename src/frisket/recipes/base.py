@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -22,12 +22,13 @@ from frisket.data.embeddings import Stamp
 from frisket.data.module import DataConfig
 from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU
-from frisket.geometry import Frame
+from frisket.geometry import CELL, inside
 from frisket.losses import logits_iou
 from frisket.models import zoo
 from frisket.models.encoder import undecayed
 from frisket.models.sam import Sam
 from frisket.optim import OptimConfig, adamw
+from frisket.place import Log, Place
 from frisket.plugins import Extensible, Room
 from frisket.prompts import central_points
 from frisket.sample import Batch, Prediction, Prompts
@@ -38,55 +39,79 @@ RECIPES = Room("frisket.recipes", "recipe", "Module")
 
 @dataclass
 class ModelSpec:
-    """Which Sam to build: a zoo name, and changes to its encoder's own config (checked against that config)."""
+    """Which Sam to build."""
 
     name: str = "lightening"
+    """Of frisket.models.zoo."""
     encoder: dict[str, Any] = field(default_factory=dict)
+    """Changes to the encoder's own config, which checks them."""
 
 
 @dataclass
 class TrainerConfig:
-    """How long and where. Under Slurm devices and num_nodes come from the allocation."""
+    """How long a run is, and what is done on the way."""
 
-    max_steps: int = 1000
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: str = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"  # auto | ddp | deepspeed_stage_1 | deepspeed_stage_2
-    accumulate: int = 1
-    clip: float = 1.0
-    val_every: int = 500  # steps; 0 validates at the end only
-    checkpoint_every: int = 500
-    log_every: int = 10
+    max_steps: int = field(default=1000, metadata={"least": 1})
+    """Optimizer steps in all."""
+    clip: float = field(default=1.0, metadata={"least": 0})
+    """Largest norm of the gradient; 0: any."""
+    val_every: int = field(default=500, metadata={"least": 0})
+    """Steps between validations; 0: at the end only."""
+    checkpoint_every: int = field(default=500, metadata={"least": 1})
+    """Steps between checkpoints."""
+    log_every: int = field(default=10, metadata={"least": 1})
+    """Steps between logged and printed lines."""
     deterministic: bool = False
-    threads: int | None = None  # CPU threads of torch; None leaves its default
+    """Only kernels that give the same bits each time, even where they are slow."""
 
 
 @dataclass
-class LogConfig:
-    """W&B project and mode (auto: offline without key or network), the gallery, and a record of sample ids."""
+class TrainLog(Log):
+    """Weights & Biases, the gallery, and a record of sample ids."""
 
-    project: str = "frisket"
-    wandb: str = "auto"  # auto | online | offline | off
-    gallery_every: int = 500
-    gallery_images: int = 8
-    samples: bool = False  # write samples.jsonl: step and keys, per rank
+    gallery_every: int = field(default=500, metadata={"least": 0})
+    """Steps between pictures of validation masks; 0: none."""
+    gallery_images: int = field(default=8, metadata={"least": 0})
+    """Photographs in each."""
+    samples: bool = False
+    """Write samples.jsonl: step and keys of each batch, per rank."""
 
 
 @dataclass
 class RecipeConfig(Extensible):
-    """Shared by all recipes. The run folder is out/name; name defaults to the recipe."""
+    """Shared by all recipes."""
 
     recipe: str = ""
+    """The recipe's name: its file in frisket/recipes, or a plug-in."""
     name: str | None = None
-    seed: int = 0
+    """Of the run; null: the recipe's."""
+    seed: int = field(default=0, metadata={"least": 0})
+    """Of weights, data order, masks drawn and prompts."""
     out: str = "runs"
-    init_from: str | None = None  # weights to start from (a run folder, model.pt, or zoo name); ignored when resuming
+    """The run's folder is out/name."""
+    init_from: str | None = None
+    """Weights to start from: a run folder, model.pt or zoo name; a run that is continued takes its own."""
     data: DataConfig = field(default_factory=DataConfig)
+    """What is trained on, and how much of it per step."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning rate."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    """Length and rhythm."""
+    place: Place = field(default_factory=Place)
+    """The machine; may differ from start to start of one run."""
+    log: TrainLog = field(default_factory=TrainLog)
+    """Where the numbers go."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        **{
+            f"trainer.{key}": f"place.{key}"
+            for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "threads")
+        },
+        "trainer.accumulate": "derived from data.global_batch",
+        "data.workers": "place.workers",
+        "data.images_per_gpu": "place.images_per_device",
+        "data.seed": "seed",
+    }
 
 
 class Recipe(L.LightningModule):
@@ -101,6 +126,7 @@ class Recipe(L.LightningModule):
         self.resume = resume
         self.sam = self.build_sam()
         self.val_iou = nn.ModuleDict({"box": MaskIoU(), "click1": MaskIoU()})
+        self._parts: tuple[int, list[dict[str, Tensor]]] = (-1, [])  # what the batches of this step reported
         self.train()  # a loaded Sam comes in eval mode, and Lightning's fit keeps the modes it finds
 
     # --- what a recipe defines
@@ -145,7 +171,15 @@ class Recipe(L.LightningModule):
         return torch.Generator().manual_seed(zlib.crc32(text.encode()))  # torch reads 32 bits of a CPU seed
 
     def report(self, split: str, values: dict[str, Any], *, batch_size: int = 1) -> None:
-        """Log {what/measure: value} as split/what/measure, the only door to the loggers."""
+        """Log {what/measure: value} as split/what/measure, the only door to the loggers.
+
+        Of a training step the loggers see the mean over the batches accumulated into it.
+        """
+        if split == "train":
+            step, parts = self._parts if self._parts[0] == self.global_step else (self.global_step, [])
+            parts.append({name: torch.as_tensor(value).detach() for name, value in values.items()})
+            self._parts = step, parts
+            values = {name: torch.stack([part[name] for part in parts]).mean() for name in values}
         self.log_dict(
             {f"{split}/{name}": value for name, value in values.items()},
             batch_size=batch_size,
@@ -219,19 +253,12 @@ class Recipe(L.LightningModule):
 
 def valid_cells(batch: Batch) -> Tensor:
     """bool (N, G, G): grid cells whose centre lies on the photograph, per object."""
-    return _inside(batch.frames, batch.images.shape[-1] // 4, 4, batch.images.device)[batch.image_index]
+    return inside(batch.sizes, batch.images.shape[-1] // CELL, CELL)[batch.image_index]
 
 
-def valid_tokens(batch: Batch, rows: int, cols: int) -> Tensor:
-    """bool (B, rows, cols): tokens whose centre lies on the photograph (more than half of the token is not padding)."""
-    return _inside(batch.frames, rows, batch.images.shape[-1] // rows, batch.images.device)
-
-
-def _inside(frames: list[Frame], count: int, pixels: int, device: torch.device) -> Tensor:
-    centres = (torch.arange(count, device=device) + 0.5) * pixels
-    heights = torch.tensor([frame.size[0] for frame in frames], device=device)
-    widths = torch.tensor([frame.size[1] for frame in frames], device=device)
-    return (centres < heights[:, None])[:, :, None] & (centres < widths[:, None])[:, None, :]
+def valid_tokens(batch: Batch, rows: int) -> Tensor:
+    """bool (B, rows, rows): tokens whose centre lies on the photograph (more than half of the token is no padding)."""
+    return inside(batch.sizes, rows, batch.images.shape[-1] // rows)
 
 
 def build_model(spec: ModelSpec, image_size: int) -> Sam:

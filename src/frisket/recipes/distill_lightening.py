@@ -156,7 +156,7 @@ class Module(Recipe):
         weights, neck_weight = layer_weights(
             self.global_step, len(self.pairs), steps=self.config.trainer.max_steps, config=config
         )
-        seen = valid_tokens(batch, *neck.shape[-2:])
+        seen = valid_tokens(batch, neck.shape[-1])
         terms = {"neck": feature_loss(neck.movedim(1, -1), teacher_neck.movedim(1, -1), valid=seen)}
         loss = neck_weight * terms["neck"]
         for (block, _), weight, project, mine, theirs in zip(
@@ -164,7 +164,7 @@ class Module(Recipe):
         ):
             mine, theirs = on_one_grid(mine, theirs)
             target = normalize_feature(theirs) if config.normalize_teacher else theirs
-            seen = valid_tokens(batch, *mine.shape[1:3])
+            seen = valid_tokens(batch, mine.shape[1])
             terms[f"block{block}"] = feature_loss(project(mine), target, valid=seen)
             loss = loss + weight * terms[f"block{block}"]
         shares = {f"weight/block{block}": weight for (block, _), weight in zip(self.pairs, weights)}
