@@ -85,7 +85,7 @@ def test_loader_delivers_them(shards):
 def test_another_teacher_a_missing_shard_and_other_keys(shards):
     folder = shards(7, per_shard=4)
     store(folder)
-    config = DataConfig(train=str(folder), image_size=64, workers=0, embeddings="auto")
+    config = DataConfig(train=str(folder), image_size=64, embeddings="auto")
     with pytest.raises(UserError, match=r"toy-000000\.emb\.tar: stored embeddings come from .* but this run wants"):
         ShardData(config, stamp=Stamp("cd" * 32, 64)).train_dataloader()
     tars = expand(folder)
