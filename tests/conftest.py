@@ -19,7 +19,8 @@ import torch
 from frisket import checkpoint
 from frisket.models.sam import Sam
 from frisket.models.zoo import build
-from frisket.prep.records import PrepConfig
+from frisket.place import Place
+from frisket.prep import synthetic
 from frisket.prep.run import prep
 
 
@@ -64,9 +65,9 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     for split, count in (("train", 16), ("val", 6)):
         prep(
-            PrepConfig(
-                source="synthetic", out=str(folder / split), split=split, count=count, side=96, min_area=40,
-                samples_per_shard=8, workers=1,
+            synthetic.Config(
+                out=str(folder / split), split=split, count=count, image_size=96, min_area=40,
+                samples_per_shard=8, place=Place(workers=1),
             )
         )  # fmt: skip
     return folder

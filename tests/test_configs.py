@@ -19,7 +19,12 @@ FILES = sorted(CONFIGS.glob("*.yaml"))
 RECIPES = [path for path in FILES if re.search(r"^recipe:", path.read_text(), re.MULTILINE)]
 PLACES = sorted((CONFIGS / "on").glob("*.yaml"))
 DEMO = sorted((CONFIGS / "demo").glob("*.yaml"))
-NEEDED = {"predict.yaml": ["image=x.jpg"], "eval_": ["checkpoint=[x]", "data=x"], "prep_": ["inputs=x"]}
+NEEDED = {
+    "predict.yaml": ["image=x.jpg"],
+    "eval_": ["checkpoint=[x]", "data=x"],
+    "prep_synthetic": [],
+    "prep_": ["inputs=x"],
+}
 
 
 def schema(path: Path) -> type:

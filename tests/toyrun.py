@@ -13,8 +13,7 @@ from pathlib import Path
 import webdataset
 
 from frisket.place import Place
-from frisket.prep.records import PrepConfig
-from frisket.prep.synthetic import records, units
+from frisket.prep.synthetic import Config, records, units
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,9 +21,7 @@ ROOT = Path(__file__).parents[1]
 def toy_shards(folder: Path, count: int = 12, split: str = "train", per_shard: int = 5) -> Path:
     """Write `count` drawn pictures of 96 px as WebDataset tars into `folder` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = PrepConfig(
-        source="synthetic", out=str(folder), count=count, side=96, split=split, samples_per_shard=per_shard
-    )
+    config = Config(out=str(folder), count=count, image_size=96, split=split, samples_per_shard=per_shard)
     for unit in units(config):
         with webdataset.TarWriter(str(folder / f"{split}-{unit.name}.tar")) as writer:
             for record in records(config, unit, lambda *reason: None):

@@ -75,9 +75,14 @@ def depths(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
 
     The exact squared distance to the nearest pixel outside, the picture's border counting as outside.
     """
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))  # distances need only the tight box
-    crop = mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-    return squared_depths(crop), int(xs[0]), int(ys[0])
+    rows, columns = tight(mask)
+    return squared_depths(mask[rows, columns]), columns.start, rows.start
+
+
+def tight(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of a non-empty mask's tight box; `mask[tight(mask)]` is the mask inside it."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def noised_boxes(

@@ -95,7 +95,7 @@ def test_help_lists_the_keys_of_what_is_chosen(capsys):
     ("words", "stream"),
     [
         (["--help"], "stdout"),
-        (["prep", "source=synthetic", "count=1", "side=64", "workers=1", "out=out"], "stdout"),
+        (["prep", "source=synthetic", "count=1", "image_size=64", "place.workers=1", "out=out"], "stdout"),
         (["trian"], "stderr"),
     ],
 )

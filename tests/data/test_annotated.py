@@ -16,7 +16,8 @@ from frisket.data.annotated import open_annotated
 from frisket.data.coco import rle_of
 from frisket.data.sa1b import decode
 from frisket.errors import UserError
-from frisket.prep.records import PrepConfig
+from frisket.place import Place
+from frisket.prep import bsds500
 from frisket.prep.run import prep
 
 SQUARE = [[2.0, 3.0, 10.0, 3.0, 10.0, 12.0, 2.0, 12.0]]
@@ -112,7 +113,7 @@ def test_bsds_folder_and_its_shards_hold_the_same(data_root: Path, tmp_path: Pat
         for part in (f"images/val/{name}.jpg", f"groundTruth/val/{name}.mat"):
             (few / part).parent.mkdir(parents=True, exist_ok=True)
             (few / part).write_bytes((root / part).read_bytes())
-    prep(PrepConfig("bsds500", str(tmp_path / "out"), str(few), split="val", workers=1))
+    prep(bsds500.Config(out=str(tmp_path / "out"), inputs=str(few), split="val", place=Place(workers=1)))
     folder, shards = open_annotated(few, split="val"), open_annotated(tmp_path / "out")
     assert len(folder) == len(shards) == 2
     for a, b in zip(folder, shards, strict=True):

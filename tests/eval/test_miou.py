@@ -19,7 +19,7 @@ from frisket.eval.miou import Config, Task
 from frisket.eval.protocols import PROTOCOLS, chosen
 from frisket.geometry import mask_iou, upscale_logits
 from frisket.models.sam import Sam
-from frisket.prep.records import PrepConfig
+from frisket.prep import synthetic
 from frisket.prep.run import prep
 from frisket.prompts import central_pixels
 from frisket.sample import FOREGROUND, Prompts
@@ -61,7 +61,7 @@ def test_a_perfect_model_scores_one_under_every_other_protocol(name: str, coco: 
 
 def test_a_perfect_model_scores_edgesams_ceiling(tmp_path: Path) -> None:
     """At 640 pixels; tests/eval/test_clicks.py has the ceiling's known values on COCO and LVIS."""
-    prep(PrepConfig(source="synthetic", out=str(tmp_path), split="val", count=1, side=640, workers=1))
+    prep(synthetic.Config(out=str(tmp_path), split="val", count=1, image_size=640))
     found = judged(make(tmp_path, 640, protocol=["edgesam"], clicks=[1, 2]), PerfectSam(640))
     (photo,) = open_annotated(tmp_path)
     masks = torch.from_numpy(photo.masks())

@@ -1,6 +1,7 @@
 """Subset rule, masks -> json, interior points, near doubles, the smaller JPEG."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from frisket.data.sa1b import check_record, encode_jpeg, jpeg_size, parse
 from frisket.errors import UserError
 from frisket.kernels import rle
 from frisket.prep.records import (
-    interior_point,
     percent,
     record_json,
     selected,
@@ -43,23 +43,6 @@ def test_a_wrong_subset_is_refused(text: str) -> None:
     assert percent("0.5pct") == 0.5
 
 
-@pytest.mark.parametrize("size", [(9, 9), (30, 200), (321, 481)])
-def test_interior_point_lies_inside_whatever_the_shape(size: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        mask = rng.random(size) < rng.choice([0.002, 0.3, 0.98])
-        mask[rng.integers(size[0]), rng.integers(size[1])] = True
-        x, y = interior_point(mask)
-        assert mask[y, x]
-
-
-def test_interior_point_is_the_deep_one() -> None:
-    mask = np.zeros((40, 60), bool)
-    mask[10:31, 20:41] = True
-    mask[20, :] = True  # a thin line must not attract it
-    assert interior_point(mask) == (30, 20)
-
-
 def test_json_says_what_the_masks_are() -> None:
     size = (50, 70)
     masks = [np.zeros(size, bool), np.zeros(size, bool)]
@@ -69,6 +52,8 @@ def test_json_says_what_the_masks_are() -> None:
     assert (notes.image_id, notes.size) == (7, size)
     assert notes.boxes.tolist() == [[10, 5, 20, 15], [2, 3, 59, 38]]
     assert notes.areas.tolist() == [300, 2]
+    points = [note["point_coords"] for note in json.loads(record_json(7, "x_7.jpg", size, masks))["annotations"]]
+    assert points == [[[17, 12]], [[2, 3]]]  # the innermost pixel, as prompts.central_pixels has it
     for found, mask in zip(notes.rles, masks, strict=True):
         assert np.array_equal(rle.fill_many([found], np.arange(50), np.arange(70))[0].astype(bool), mask)
 

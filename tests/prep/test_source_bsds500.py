@@ -13,7 +13,8 @@ from frisket.data.regions import distinct, suitable
 from frisket.data.sa1b import encode_jpeg, jpeg_size, parse
 from frisket.data.shards import IndexedShards, expand
 from frisket.errors import UserError
-from frisket.prep.records import PrepConfig
+from frisket.place import Place
+from frisket.prep import bsds500
 from frisket.prep.run import prep
 
 SIZE = (48, 64)
@@ -46,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(inputs: Path, out: Path, **changes: object) -> dict[str, int]:
-    return prep(PrepConfig("bsds500", str(out), str(inputs), workers=1, **changes))  # type: ignore[arg-type]
+    return prep(bsds500.Config(out=str(out), inputs=str(inputs), place=Place(workers=1), **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("inside", ["", "BSDS500/data"])

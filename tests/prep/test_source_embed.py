@@ -13,8 +13,9 @@ from frisket.data.sa1b import decode
 from frisket.data.shards import IndexedShards, expand
 from frisket.errors import UserError
 from frisket.models.zoo import build
-from frisket.prep.embed import stamp_for
-from frisket.prep.records import PrepConfig
+from frisket.place import Place
+from frisket.prep import synthetic
+from frisket.prep.embed import Config, stamp_for
 from frisket.prep.run import prep
 
 SIDE = 64
@@ -24,13 +25,13 @@ SIDE = 64
 def shards(tmp_path: Path) -> Path:
     """Seven 96 px images in shards of 3, 3 and 1."""
     folder = tmp_path / "train"
-    prep(PrepConfig("synthetic", str(folder), count=7, side=96, samples_per_shard=3, workers=1))
+    prep(synthetic.Config(out=str(folder), count=7, image_size=96, samples_per_shard=3, place=Place(workers=1)))
     return folder
 
 
-def embed(shards: Path, teacher: Path, **changes: object) -> PrepConfig:
+def embed(shards: Path, teacher: Path, **changes: object) -> Config:
     values = {"inputs": str(shards), "teacher": str(teacher), "image_size": SIDE, "batch": 2} | changes
-    return PrepConfig("embed", **values)  # type: ignore[arg-type]
+    return Config(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 2e-3), ("int8", 2e-2)])
@@ -126,7 +127,7 @@ def test_a_damaged_image_stops_with_its_name(shards: Path, tiny_teacher: Path) -
 
 
 def test_shards_of_two_folders_need_an_out(shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
-    prep(PrepConfig("synthetic", str(tmp_path / "val"), split="val", count=1, side=96, workers=1))
+    prep(synthetic.Config(out=str(tmp_path / "val"), split="val", count=1, image_size=96, place=Place(workers=1)))
     with pytest.raises(UserError, match="2 folders"):
         prep(embed(shards, tiny_teacher, inputs=f"{shards},{tmp_path / 'val'}"))
     assert (

@@ -1,5 +1,6 @@
 """Source sa1b on tars as they come: folders, gzip, order, broken and bad members, subset, smaller JPEGs."""
 
+import dataclasses
 import gzip
 import json
 from collections.abc import Callable
@@ -10,12 +11,14 @@ import pytest
 from frisket.data.sa1b import jpeg_size
 from frisket.data.shards import IndexedShards, expand
 from frisket.errors import UserError
-from frisket.prep.records import PrepConfig, selected
+from frisket.place import Place
+from frisket.prep.records import selected
 from frisket.prep.run import prep
+from frisket.prep.sa1b import Config
 
 
-def config(inputs: Path, out: Path, **changes: object) -> PrepConfig:
-    return PrepConfig(source="sa1b", inputs=str(inputs), out=str(out), workers=1, **changes)  # type: ignore[arg-type]
+def config(inputs: Path, out: Path, **changes: object) -> Config:
+    return Config(inputs=str(inputs), out=str(out), place=Place(workers=1), **changes)  # type: ignore[arg-type]
 
 
 def stored(out: Path) -> dict[str, dict[str, bytes]]:
@@ -143,10 +146,10 @@ def test_subset_takes_the_same_images_from_any_tar(
     assert json.loads((tmp_path / "out/index.json").read_text())["subset"] == "20pct"
 
 
-def test_image_side_shrinks_the_jpeg_and_only_the_jpeg(
+def test_image_size_shrinks_the_jpeg_and_only_the_jpeg(
     meta: Path, photo: Callable[..., tuple[bytes, bytes]], tmp_path: Path
 ) -> None:
-    prep(config(meta, tmp_path / "out", image_side=40))
+    prep(config(meta, tmp_path / "out", image_size=40))
     for key, raw in stored(tmp_path / "out").items():
         assert jpeg_size(raw["jpg"]) == (30, 40)
         assert raw["json"] == photo(int(key[3:]))[1]
@@ -161,8 +164,4 @@ def test_input_hash_is_noted_on_request(meta: Path, tmp_path: Path) -> None:
 
 def test_remote_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="download it first"):
-        prep(
-            config(Path("unused"), tmp_path / "out").__class__(
-                source="sa1b", inputs="pipe:cat x.tar", out=str(tmp_path)
-            )
-        )
+        prep(dataclasses.replace(config(Path(), tmp_path / "out"), inputs="pipe:cat x.tar"))

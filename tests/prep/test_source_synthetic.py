@@ -9,9 +9,11 @@ import pytest
 from frisket.data.sa1b import parse
 from frisket.data.shards import IndexedShards, expand
 from frisket.errors import UserError
-from frisket.prep.records import PrepConfig
+from frisket.place import Place
 from frisket.prep.run import prep
-from frisket.prep.synthetic import scene
+from frisket.prep.synthetic import Config, scene
+
+ALONE = Place(workers=1)
 
 
 def test_an_image_depends_on_its_seed_alone() -> None:
@@ -25,7 +27,7 @@ def test_images_do_not_depend_on_how_they_are_shared_out(tmp_path: Path) -> None
     found = []
     for step in (2, 5):
         out = tmp_path / str(step)
-        prep(PrepConfig("synthetic", str(out), count=5, side=96, samples_per_shard=step, workers=1))
+        prep(Config(out=str(out), count=5, image_size=96, samples_per_shard=step, place=ALONE))
         shards = IndexedShards(expand(out))
         raws = [shards[i] for i in range(len(shards))]
         found.append([(raw["__key__"], raw["jpg"], raw["json"]) for raw in raws])
@@ -37,7 +39,7 @@ def test_splits_and_seeds_differ(tmp_path: Path) -> None:
     jpgs = set()
     for split, seed in (("train", 0), ("val", 0), ("train", 1)):
         out = tmp_path / f"{split}{seed}"
-        prep(PrepConfig("synthetic", str(out), split=split, seed=seed, count=2, side=96, workers=1))
+        prep(Config(out=str(out), split=split, seed=seed, count=2, image_size=96, place=ALONE))
         jpgs |= {IndexedShards(expand(out))[i]["jpg"] for i in range(2)}
     assert len(jpgs) == 6
 
@@ -74,7 +76,7 @@ def test_shapes_stand_out_from_what_surrounds_them() -> None:
 
 
 def test_stored_masks_obey_the_filters(tmp_path: Path) -> None:
-    prep(PrepConfig("synthetic", str(tmp_path), count=4, side=128, min_area=150, workers=1))
+    prep(Config(out=str(tmp_path), count=4, image_size=128, min_area=150, place=ALONE))
     shards = IndexedShards(expand(tmp_path))
     for i in range(4):
         notes = parse(shards[i]["json"], where="test")
@@ -87,4 +89,4 @@ def test_stored_masks_obey_the_filters(tmp_path: Path) -> None:
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="draw at least 1 image"):
-        prep(PrepConfig("synthetic", str(tmp_path), count=0))
+        prep(Config(out=str(tmp_path), count=0))

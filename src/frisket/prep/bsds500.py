@@ -10,16 +10,23 @@ Source  Arbelaez et al., Contour Detection and Hierarchical Image Segmentation, 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from frisket.data.bsds import folders, regions
-from frisket.data.regions import distinct, suitable
 from frisket.data.sa1b import RecordError, jpeg_size
 from frisket.errors import UserError
-from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, record_json, selected
+from frisket.prep.records import MaskConfig, PhotoConfig, Record, Reject, Unit, percent, record_json, selected
 
 
-def units(config: PrepConfig) -> list[Unit]:
+@dataclass(kw_only=True)
+class Config(PhotoConfig, MaskConfig):
+    """Berkeley's photographs; split names a folder of theirs."""
+
+    source: str = "bsds500"
+
+
+def units(config: Config) -> list[Unit]:
     """Runs of `samples_per_shard` photographs in the order of their names. Raises UserError when there are none."""
     images, truths = folders(Path(config.inputs), config.split)
     share = percent(config.subset)
@@ -35,7 +42,7 @@ def units(config: PrepConfig) -> list[Unit]:
     ]
 
 
-def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
+def records(config: Config, unit: Unit, reject: Reject) -> Iterator[Record]:
     """One Record per photograph; a photograph without readable ground truth is rejected."""
     images, truths, names = unit.payload
     for name in names:
@@ -51,6 +58,4 @@ def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
         except ValueError as error:
             reject(key, str(error))
             continue
-        masks = suitable(masks, min_area=config.min_area, max_fraction=config.max_fraction)
-        masks = distinct(masks, iou=config.dedupe_iou)
-        yield Record(key, jpg, record_json(image_id, f"{key}.jpg", size, masks))
+        yield Record(key, jpg, record_json(image_id, f"{key}.jpg", size, config.chosen(masks)))

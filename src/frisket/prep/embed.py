@@ -11,8 +11,9 @@ Source  storing embeddings: MobileSAM (arXiv 2306.14289), EdgeSAM (arXiv 2312.06
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,21 +29,43 @@ from frisket.prep.records import PrepConfig, Reject, Unit, unit_name
 from frisket.sample import Sample
 
 
+@dataclass(kw_only=True)
+class Config(PrepConfig):
+    """A teacher and the shards it looks at. place.precision is that of the teacher's computation."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "device": "place.accelerator",
+        "precision": "place.precision (32-true or bf16-mixed)",
+    }
+
+    source: str = "embed"
+    inputs: str = ""
+    """Prepared shards: a folder, a glob or a brace pattern."""
+    teacher: str = "sam_vit_h"
+    """A zoo name or weights, as frisket.checkpoint.load takes it."""
+    dtype: Literal["fp16", "int8"] = "fp16"
+    """As stored."""
+    batch: int = field(default=4, metadata={"least": 1})
+    """Images per forward pass."""
+    image_size: int = field(default=1024, metadata={"least": 16})
+    """The teacher's input side."""
+
+
 def stamp_for(sam: Sam, image_size: int) -> Stamp:
     """What embeddings of this teacher at input side `image_size` carry, and what training must ask for."""
     return Stamp(checkpoint.weights_digest(sam.image_encoder), image_size)
 
 
-def shards(config: PrepConfig) -> list[Path]:
+def shards(config: Config) -> list[Path]:
     """The image shards. Raises UserError when one is not a local file."""
-    found = expand(config.inputs)
-    for shard in found:
+    named = expand(config.inputs)
+    for shard in named:
         if not isinstance(shard, Path):
             raise UserError(f"inputs: '{shard}' is not a file; embeddings are stored beside shards on disk")
-    return [Path(shard) for shard in found]
+    return [Path(shard) for shard in named]
 
 
-def default_out(config: PrepConfig) -> str:
+def default_out(config: Config) -> str:
     """The folder training looks in. Raises UserError when the shards lie in several folders."""
     folders = sorted({str(folder_for(shard)) for shard in shards(config)})
     if len(folders) > 1:
@@ -50,34 +73,29 @@ def default_out(config: PrepConfig) -> str:
     return folders[0]
 
 
-def units(config: PrepConfig) -> list[Unit]:
+def units(config: Config) -> list[Unit]:
     """One unit per image shard. Loads the teacher. Raises UserError when it is missing, or out holds another's work."""
-    if config.image_size < 16 or config.image_size % 16:
+    if config.image_size % 16:
         raise UserError(f"image_size={config.image_size} must be a multiple of 16: correct the config")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    try:
-        sam = checkpoint.load(config.teacher, device=device)
-    except (RuntimeError, AssertionError) as error:
-        if torch.device(device).type == "cpu":
-            raise
-        raise UserError(
-            f"device={config.device} cannot be used ({str(error).splitlines()[0]}): try device=cpu"
-        ) from error
+    wish = config.place.accelerator
+    if wish in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"place.accelerator={wish} cannot be used, torch sees no GPU: try place.accelerator=cpu")
+    sam = checkpoint.load(config.teacher, device="cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")
     stamp = stamp_for(sam, config.image_size)
-    found = []
+    made = []
     for shard in shards(config):
-        made = path_for(shard, Path(config.out))
-        if made.is_file():
-            first = IndexedShards([made], exts=("emb",))[0]
-            before = stamp_of(first["emb"], where=str(made))
+        there = path_for(shard, Path(config.out))
+        if there.is_file():
+            first = IndexedShards([there], exts=("emb",))[0]
+            before = stamp_of(first["emb"], where=str(there))
             if before != stamp:
-                raise UserError(f"{made} is of {before}, now it is {stamp}: choose another out= or delete that folder")
+                raise UserError(f"{there} is of {before}, now it is {stamp}: choose another out= or delete that folder")
         marks = [shard.stat().st_size, *dataclasses.astuple(stamp)]
-        found.append(Unit(unit_name(shard.stem), str(shard), marks, (shard, sam, stamp), output=shard.stem))
-    return found
+        made.append(Unit(unit_name(shard.stem), str(shard), marks, (shard, sam, stamp), output=shard.stem))
+    return made
 
 
-def write(config: PrepConfig, unit: Unit, reject: Reject) -> dict[str, Any]:
+def write(config: Config, unit: Unit, reject: Reject) -> dict[str, Any]:
     """Embed one shard; returns {"images", "masks", "shards"}. Nothing is rejected: every image needs its embedding.
 
     Raises UserError for a damaged record or an embedding that cannot be stored, naming shard and sample.
@@ -97,7 +115,7 @@ def write(config: PrepConfig, unit: Unit, reject: Reject) -> dict[str, Any]:
     return {"images": count, "masks": 0, "shards": [dataclasses.asdict(out.record)]}
 
 
-def _batches(config: PrepConfig, shard: Path) -> Iterator[list[Sample]]:
+def _batches(config: Config, shard: Path) -> Iterator[list[Sample]]:
     """The shard's samples in order, decoded as training decodes them (masks are not needed; one costs little)."""
     dataset = IndexedShards([shard])
     rng = np.random.default_rng(0)
@@ -107,10 +125,11 @@ def _batches(config: PrepConfig, shard: Path) -> Iterator[list[Sample]]:
 
 
 @torch.no_grad()
-def _embed(config: PrepConfig, sam: Sam, samples: list[Sample]) -> torch.Tensor:
+def _embed(config: Config, sam: Sam, samples: list[Sample]) -> torch.Tensor:
     """(B, 256, S/16, S/16) float32 on the CPU."""
     images = torch.stack([pad_square(sample.image, config.image_size) for sample in samples])
     sizes = torch.tensor([sample.frame.size for sample in samples])
     device = sam.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.place.precision)
+    with torch.autocast(device.type, half, enabled=half is not None):
         return sam.encode(images.to(device), sizes.to(device)).float().cpu()

@@ -1,5 +1,12 @@
-"""Words shared by the sources: units of work, SA-1B records made from masks, and the one subset rule.
+"""What every prep source shares: settings, units of work, SA-1B records made from masks, and the one subset rule.
 
+    class Config(PrepConfig): …           its settings: dataclass <- configs/prep_<source>.yaml <- key=value
+    def units(config): …                  -> list[Unit], in a fixed order
+    def records(config, unit, reject): …  -> Iterator[Record]; frisket.prep.run checks them and writes the shards
+    def write(config, unit, reject): …    or this instead: writes by itself, see embed; runs in one process
+    def default_out(config): …            optional: the folder when out= is not given
+
+A source is a file beside this one with these names, or a plug-in of the same form.
 Use     Record("bsds_101085", jpg, record_json(101085, "bsds_101085.jpg", (481, 321), masks))
 Format  SA-1B's json (SAM repository, README): image {image_id, width, height, file_name}, annotations [{id,
         segmentation {size, counts}, bbox xywh, area, predicted_iou, stability_score, crop_box xywh, point_coords}].
@@ -10,49 +17,83 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy import ndimage
 
-from frisket.data.regions import DEDUPE_IOU, MAX_FRACTION, MIN_AREA
+from frisket.data.regions import DEDUPE_IOU, MAX_FRACTION, MIN_AREA, distinct, suitable
 from frisket.data.sa1b import QUALITY, decode_jpeg, encode_jpeg
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
 from frisket.kernels import rle
-from frisket.plugins import Extensible
+from frisket.place import Place
+from frisket.plugins import Extensible, Room
+from frisket.prompts import central_pixels, tight
+
+SOURCES = Room("frisket.prep", "source", "units")
+"""Every source, as in `source: sa1b` and configs/prep_sa1b.yaml."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PrepConfig(Extensible):
-    """Settings of `frisket prep`. One flat list: a source ignores what is not its own (named in brackets)."""
+    """Shared by all sources."""
 
-    source: Literal["sa1b", "bsds500", "synthetic", "embed"]
-    out: str = ""  # folder of the shards: one source, split and set of settings each. [embed] default: see embed.py
-    inputs: str = ""  # [sa1b, bsds500, embed] a folder (sa1b, embed: also a glob or a brace pattern of tars)
-    split: str = "train"  # goes into the shards' names; [bsds500] also which photographs, [synthetic] which seeds
-    subset: str = "all"  # "1pct": the images whose id's hash falls there, see records.selected
-    workers: int = 2  # processes; 1 works in this one
-    task: str = "0/1"  # "k/n": task k of a Slurm array 0..n-1 does the units k, k+n, ...
-    strict: bool = False  # a bad record stops the run with its sentence; else it goes to rejected.jsonl
-    seed: int = 0  # [synthetic]
-    samples_per_shard: int = 1000  # [bsds500, synthetic] also the size of a unit
-    shard_bytes: int = 1_000_000_000
-    image_side: int | None = None  # longest side of the stored JPEG; None keeps the bytes. The json never changes
-    jpeg_quality: int = QUALITY  # of a JPEG that image_side makes smaller; its chroma is not subsampled
-    input_sha256: bool = False  # [sa1b] note the sha256 of every input tar in index.json (reads it once more)
-    min_area: int = MIN_AREA  # [bsds500, synthetic] pixels
-    max_fraction: float = MAX_FRACTION  # [bsds500, synthetic] of the image
-    dedupe_iou: float = DEDUPE_IOU  # [bsds500, synthetic]
-    count: int = 1000  # [synthetic] images
-    side: int = 384  # [synthetic] longest side in pixels
-    teacher: str = "sam_vit_h"  # [embed] zoo name or weights, as frisket.checkpoint.load takes it
-    dtype: Literal["fp16", "int8"] = "fp16"  # [embed] as stored
-    precision: Literal["fp32", "bf16"] = "fp32"  # [embed] in which the teacher runs
-    batch: int = 4  # [embed] images per forward pass
-    image_size: int = 1024  # [embed] the teacher's input side
-    device: str = "auto"  # [embed]
+    renamed: ClassVar[dict[str, str]] = {"workers": "place.workers", "image_side": "image_size"}
+
+    source: str = ""
+    """Where photographs and masks come from: a file of frisket.prep, or a plug-in."""
+    out: str = ""
+    """Folder of the shards: one source, split and set of settings each."""
+    split: str = "train"
+    """Goes into the shards' names; some sources also choose by it."""
+    task: str = "0/1"
+    """"k/n": task k of a Slurm array 0..n-1 does the units k, k+n, ..."""
+    strict: bool = False
+    """A bad record stops the run with its sentence; else it goes to rejected.jsonl."""
+    place: Place = field(default_factory=Place)
+    """Where it runs: place.workers processes; embed also takes accelerator and precision."""
+
+
+@dataclass(kw_only=True)
+class ShardConfig(PrepConfig):
+    """Of sources that make records."""
+
+    subset: str = "all"
+    """"1pct": the images whose id's hash falls there, see records.selected."""
+    samples_per_shard: int = field(default=1000, metadata={"least": 1})
+    """At most so many records in a tar; of most sources also the size of a unit."""
+    shard_bytes: int = field(default=1_000_000_000, metadata={"least": 1})
+    """A tar is closed when it reaches this size."""
+
+
+@dataclass(kw_only=True)
+class PhotoConfig(ShardConfig):
+    """Of sources that start from photographs."""
+
+    inputs: str = ""
+    """What the source reads: a folder, a file or a pattern; each says what."""
+    image_size: int | None = field(default=None, metadata={"least": 1})
+    """Longest side of the stored JPEG; null keeps the bytes. The json never changes."""
+    jpeg_quality: int = field(default=QUALITY, metadata={"least": 1, "most": 100})
+    """Of a JPEG that image_size makes smaller; its chroma is not subsampled."""
+
+
+@dataclass(kw_only=True)
+class MaskConfig(ShardConfig):
+    """Of sources that choose among masks."""
+
+    min_area: int = MIN_AREA
+    """Pixels; smaller masks are dropped."""
+    max_fraction: float = MAX_FRACTION
+    """Of the image; larger masks are dropped."""
+    dedupe_iou: float = DEDUPE_IOU
+    """A mask this much like an earlier one is dropped; above 1 keeps all."""
+
+    def chosen(self, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The bool masks (H, W) that these settings keep, in order."""
+        kept = suitable(masks, min_area=max(1, self.min_area), max_fraction=self.max_fraction)
+        return distinct(kept, iou=self.dedupe_iou)
 
 
 Reject = Callable[[str, str], None]  # (key, reason); raises under strict=true
@@ -93,8 +134,8 @@ def unit_name(text: str) -> str:
 
 def percent(subset: str) -> float:
     """'all' -> 100, '1pct' -> 1, '0.5pct' -> 0.5. Raises UserError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)pct", subset)
-    value = 100.0 if subset == "all" else float(found[1]) if found else -1.0
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)pct", subset)
+    value = 100.0 if subset == "all" else float(share[1]) if share else -1.0
     if not 0 < value <= 100:
         raise UserError(f"subset='{subset}' is not a subset: write all, or a share such as 1pct")
     return value
@@ -112,37 +153,15 @@ def selected(image_id: int, share: float) -> bool:
 # ---------------------------------------------------------------- masks -> json
 
 
-def interior_point(mask: np.ndarray) -> tuple[int, int]:
-    """(x, y) of a pixel deep inside a non-empty bool mask (H, W): greatest chessboard distance, first maximum.
-
-    Large masks are searched on every k-th pixel. The image border counts as outside: the point keeps away from it.
-    """
-    (rows, cols), full = _crop(mask)
-    step = max(1, min(full.shape) // 48)
-    inside = full[::step, ::step]
-    if not inside.any():  # thinner than the step and between its pixels
-        step, inside = 1, full
-    depth = np.asarray(ndimage.distance_transform_cdt(np.pad(inside, 1), metric="chessboard"))[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(cols.start + step * x), int(rows.start + step * y)
-
-
-def _crop(mask: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The tight (rows, columns) slices of a non-empty mask, and the mask inside them."""
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = slice(int(ys[0]), int(ys[-1]) + 1), slice(int(xs[0]), int(xs[-1]) + 1)
-    return box, mask[box]
-
-
 def record_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[np.ndarray]) -> bytes:
     """SA-1B json for bool masks (H, W), each non-empty, of an image of `size` (h, w); coordinates in its pixels.
 
-    bbox is COCO's xywh (w counts pixels). Scores are 1 (the masks are true), point_coords is one point deep inside.
+    bbox is COCO's xywh (w counts pixels). Scores are 1 (the masks are true), point_coords is the innermost pixel.
     """
     height, width = size
     annotations = []
     for number, mask in enumerate(masks):
-        (rows, cols), _ = _crop(mask)
+        rows, cols = tight(mask)
         annotations.append(
             {
                 "id": number,
@@ -152,7 +171,7 @@ def record_json(image_id: int, file_name: str, size: tuple[int, int], masks: Seq
                 "predicted_iou": 1.0,
                 "stability_score": 1.0,
                 "crop_box": [0, 0, width, height],
-                "point_coords": [list(interior_point(mask))],
+                "point_coords": central_pixels(mask[None]).tolist(),
             }
         )
     image = {"image_id": image_id, "width": width, "height": height, "file_name": file_name}

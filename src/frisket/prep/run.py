@@ -1,9 +1,8 @@
 """The runner of `frisket prep`: units of work in, whole shards out, any number of times, from any number of tasks.
 
-    summary = prep(config.load(PrepConfig, ["configs/prep_sa1b.yaml"], ["inputs=/data/sa1b"]))
+    totals = prep(sa1b.Config(inputs="/data/sa1b", out="data/sa1b/train"))
 
-A source is a module with `units(config) -> list[Unit]` and `records(config, unit, reject) -> Iterator[Record]`; this
-file checks each record and writes the shards. (`embed` brings its own `write(config, unit, reject)` instead.)
+A source (frisket.prep.records says what it is) names units of work and makes records; here each is checked and written.
 
 On disk     <out>/<source>-<split>-<unit>-000000.tar and its .idx.json; rejected.jsonl; index.json (counts, sha256 of
             every shard, source, settings); .prep/: one note per finished unit, and the settings of the folder.
@@ -30,17 +29,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from frisket import plugins
 from frisket.data.index import build_index, index_path
 from frisket.data.sa1b import RecordError, check_record
 from frisket.data.shards import ShardWriter
-from frisket.errors import UserError, nearest
+from frisket.errors import UserError
 from frisket.files import write_json, write_text
-from frisket.prep import bsds500, embed, sa1b, synthetic
-from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, shrink_jpeg
+from frisket.prep.records import SOURCES, PhotoConfig, PrepConfig, Record, Reject, ShardConfig, Unit, shrink_jpeg
 
-SOURCES: dict[str, Any] = {"sa1b": sa1b, "bsds500": bsds500, "synthetic": synthetic, "embed": embed}
 # Where and how fast, not what: these may differ between two runs into one folder.
-NOT_SETTINGS = {"inputs", "out", "workers", "task", "strict", "batch", "device"}
+NOT_SETTINGS = {"inputs", "out", "task", "strict", "batch", "place", "plugins"}
 
 # What belongs to one unit: `<output>-000000.tar`, `<output>.emb.tar` and `<note>.json`, with sidecars and temporaries.
 PRODUCT = re.compile(r"\.?(.+?)(?:-\d{6}\.tar|\.emb\.tar|\.json)(?:\..+)?")
@@ -104,28 +102,20 @@ def _counts(totals: dict[str, int]) -> str:
 
 def _complete(config: PrepConfig) -> PrepConfig:
     """The config with its values checked and `out` filled in. Raises UserError."""
-    if config.source not in SOURCES:
-        raise UserError(f"source='{config.source}' is unknown: {nearest(config.source, SOURCES)}")
-    if config.source != "synthetic" and not config.inputs:
+    source = SOURCES.find(config.source)
+    if getattr(config, "inputs", None) == "":
         raise UserError(f"source {config.source} needs inputs=<folder>: say where the data lies")
-    for name in ("samples_per_shard", "shard_bytes", "workers", "batch", "image_side"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value} must be at least 1: correct the config")
-    if not 1 <= config.jpeg_quality <= 100:
-        raise UserError(f"jpeg_quality={config.jpeg_quality} is outside 1..100: correct the config")
     if not re.fullmatch(r"[A-Za-z0-9_]+", config.split):
         raise UserError(f"split='{config.split}' becomes part of file names: use letters, digits and underscores")
-    percent(config.subset)
     if config.out:
         return config
-    if config.source != "embed":
+    if not hasattr(source, "default_out"):
         raise UserError(f"source {config.source} needs out=<folder>: say where the shards shall lie")
-    return dataclasses.replace(config, out=embed.default_out(config))
+    return dataclasses.replace(config, out=source.default_out(config))
 
 
 def _units(config: PrepConfig) -> list[Unit]:
-    units = SOURCES[config.source].units(config)
+    units = SOURCES.find(config.source).units(config)
     double = [name for name, times in Counter(unit.name for unit in units).items() if times > 1]
     if double:
         raise UserError(f"two inputs are both called {double[0]}: rename one, shards are named after them")
@@ -133,16 +123,29 @@ def _units(config: PrepConfig) -> list[Unit]:
 
 
 def _task(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    task, tasks = (int(found[1]), int(found[2])) if found else (1, 0)
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    task, tasks = (int(numbers[1]), int(numbers[2])) if numbers else (1, 0)
     if task >= tasks:
         raise UserError(f"task='{text}' must be k/n with 0 <= k < n, e.g. task=0/10 for the first of ten")
     return task, tasks
 
 
 def _settings(config: PrepConfig) -> dict[str, Any]:
-    idle = NOT_SETTINGS | ({"jpeg_quality"} if config.image_side is None else set())
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in idle}
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_SETTINGS}
+    if settings.get("image_size", 0) is None:
+        settings.pop("jpeg_quality")  # without effect
+    if config.source == "embed":
+        settings["precision"] = config.place.precision  # of all places the one that shows in what is written
+    return settings
+
+
+def _modern(before: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a folder as they are named now: in those of 2025 every source had every key."""
+    if "image_side" not in before:
+        return before
+    names = {"synthetic": "side", "embed": "image_size"}
+    precision = {"fp32": "32-true", "bf16": "bf16-mixed"}.get(before["precision"])
+    return {**before, "image_size": before[names.get(before["source"], "image_side")], "precision": precision}
 
 
 def _stem(config: PrepConfig) -> str:
@@ -161,7 +164,7 @@ def _claim(config: PrepConfig, out: Path, units: list[Unit]) -> None:
     """Refuse a folder made with other settings or from other inputs: silently mixed shards are worse than a stop."""
     path, settings = out / ".prep" / "settings.json", _settings(config)
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = _modern(json.loads(path.read_text()))
         for name in sorted(settings):  # one that is there no more has no effect now
             if before.get(name) != settings.get(name):
                 raise UserError(
@@ -202,8 +205,8 @@ def _sweep(config: PrepConfig, out: Path, pending: list[Unit], *, alone: bool) -
 
 def _work(config: PrepConfig, pending: list[Unit]) -> Iterator[tuple[Note, float]]:
     """Each pending unit's note and its seconds, as it gets finished."""
-    workers = min(config.workers, len(pending))
-    if workers <= 1 or config.source == "embed":  # embed keeps one device busy; its parallelism is the array
+    workers = min(config.place.workers, len(pending))
+    if workers <= 1 or hasattr(SOURCES.find(config.source), "write"):  # embed keeps one device busy; it has the array
         for unit in pending:
             yield do_unit(config, unit)
         return
@@ -217,7 +220,7 @@ def _work(config: PrepConfig, pending: list[Unit]) -> Iterator[tuple[Note, float
                 yield future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process was killed (out of memory?): run the same command again, with fewer workers="
+                "a worker process was killed (out of memory?): run the same command again, with fewer place.workers="
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -241,6 +244,7 @@ def do_unit(config: PrepConfig, unit: Unit) -> tuple[Note, float]:
     Raises UserError when the disk is full, or with strict=true for the first bad record; nothing of the unit stays.
     """
     began = time.monotonic()
+    plugins.load(config.plugins)  # this may be another process
     out, rejected = Path(config.out), []
 
     def reject(key: str, reason: str) -> None:
@@ -250,10 +254,10 @@ def do_unit(config: PrepConfig, unit: Unit) -> tuple[Note, float]:
         rejected.append({"shard": unit.where, "key": key, "reason": reason})
 
     try:
-        source = SOURCES[config.source]
+        source = SOURCES.find(config.source)
         work = source.write if hasattr(source, "write") else write_shards
         note: Note = {"unit": unit.name, "where": unit.where, "stamp": unit.stamp, **work(config, unit, reject)}
-        if config.input_sha256 and Path(unit.where).is_file():
+        if getattr(config, "input_sha256", False) and Path(unit.where).is_file():
             note["input_sha256"] = _sha256(Path(unit.where))
         note |= {"rejected": len(rejected), "rejections": rejected}
         write_json(_note_path(config, out, unit), note)
@@ -265,6 +269,7 @@ def do_unit(config: PrepConfig, unit: Unit) -> tuple[Note, float]:
 
 def write_shards(config: PrepConfig, unit: Unit, reject: Reject) -> Note:
     """Check the unit's records and write the good ones; returns {"images", "masks", "shards"}."""
+    assert isinstance(config, ShardConfig), f"source {config.source} makes records: its Config is a ShardConfig"
     images = masks = 0
     writer = ShardWriter(
         config.out,
@@ -273,7 +278,7 @@ def write_shards(config: PrepConfig, unit: Unit, reject: Reject) -> Note:
         max_size=config.shard_bytes,
     )
     with writer:
-        for record in SOURCES[config.source].records(config, unit, reject):
+        for record in SOURCES.find(config.source).records(config, unit, reject):
             try:
                 sample, count = _checked(config, unit, record)
             except RecordError as error:
@@ -287,11 +292,13 @@ def write_shards(config: PrepConfig, unit: Unit, reject: Reject) -> Note:
     return {"images": images, "masks": masks, "shards": [dataclasses.asdict(shard) for shard in writer.records]}
 
 
-def _checked(config: PrepConfig, unit: Unit, record: Record) -> tuple[dict[str, Any], int]:
+def _checked(config: ShardConfig, unit: Unit, record: Record) -> tuple[dict[str, Any], int]:
     """The sample to store and its number of masks. Raises RecordError."""
     notes = check_record(record.key, record.jpg, record.json, shard=unit.where)
     where = f"{unit.where}, sample {record.key}"
-    jpg = shrink_jpeg(record.jpg, notes.size, config.image_side, config.jpeg_quality, where=where)
+    jpg = record.jpg
+    if isinstance(config, PhotoConfig):
+        jpg = shrink_jpeg(jpg, notes.size, config.image_size, config.jpeg_quality, where=where)
     return {"__key__": record.key, "jpg": jpg, "json": record.json}, len(notes)
 
 
@@ -309,13 +316,15 @@ def _finish(config: PrepConfig, out: Path, notes: list[Note], totals: dict[str, 
     write_text(out / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     if not totals["images"]:
         why = f"; the first of {len(rows)} reasons is '{rows[0]['reason']}' ({out}/rejected.jsonl)" if rows else ""
-        raise UserError(f"{config.inputs or config.source}: not one image was good{why}: check inputs= and subset=")
+        raise UserError(
+            f"{getattr(config, 'inputs', config.source)}: not one image was good{why}: check inputs= and subset="
+        )
     index = {
         "source": config.source,
         "split": config.split,
-        "subset": config.subset,
+        "subset": getattr(config, "subset", "all"),
         **{name: totals[name] for name in ("images", "masks", "rejected")},
-        "config": {**_settings(config), "inputs": config.inputs},
+        "config": {**_settings(config), "inputs": getattr(config, "inputs", "")},
         "units": [
             {
                 name: note[name]

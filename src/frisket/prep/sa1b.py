@@ -10,25 +10,35 @@ Source  SA-1B's README (format); known defects of the downloads as the project's
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from frisket.data.pairs import read_pairs
 from frisket.data.shards import expand
 from frisket.errors import UserError
-from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, selected, unit_name
+from frisket.prep.records import PhotoConfig, Record, Reject, Unit, percent, selected, unit_name
 
 
-def units(config: PrepConfig) -> list[Unit]:
+@dataclass(kw_only=True)
+class Config(PhotoConfig):
+    """Meta's tars."""
+
+    source: str = "sa1b"
+    input_sha256: bool = False
+    """Note the sha256 of every input tar in index.json (reads it once more)."""
+
+
+def units(config: Config) -> list[Unit]:
     """One unit per tar, named after it; its stamp is the tar's size, so a tar downloaded again is read again."""
-    found = []
+    made = []
     for tar in expand(config.inputs):
         if not isinstance(tar, Path):
             raise UserError(f"inputs: '{tar}' is not a file; prep reads tars that are on disk, download it first")
-        found.append(Unit(unit_name(tar.stem), str(tar), tar.stat().st_size, str(tar)))
-    return found
+        made.append(Unit(unit_name(tar.stem), str(tar), tar.stat().st_size, str(tar)))
+    return made
 
 
-def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
+def records(config: Config, unit: Unit, reject: Reject) -> Iterator[Record]:
     """The tar's records in the subset, bytes untouched. `reject` gets its lone halves and where the tar breaks off."""
     share = percent(config.subset)
 

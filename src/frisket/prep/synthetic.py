@@ -14,46 +14,56 @@ import colorsys
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import ndimage
 
-from frisket.data.regions import distinct, suitable
 from frisket.data.sa1b import encode_jpeg
 from frisket.errors import UserError
-from frisket.prep.records import PrepConfig, Record, Reject, Unit, percent, record_json, selected
+from frisket.prep.records import MaskConfig, Record, Reject, Unit, percent, record_json, selected
 
 ASPECTS = ((3, 2), (2, 3), (4, 3), (1, 1), (16, 9), (3, 4))  # width, height
 REACH = 1.4  # the widest outline, a blob's, in radii
 Field = np.ndarray  # (h, w) float or bool over a window of the image's pixels
 
 
-def units(config: PrepConfig) -> list[Unit]:
+@dataclass(kw_only=True)
+class Config(MaskConfig):
+    """Drawn scenes; split and seed choose which."""
+
+    renamed: ClassVar[dict[str, str]] = {"side": "image_size"}
+
+    source: str = "synthetic"
+    count: int = 1000
+    """Images."""
+    image_size: int = field(default=384, metadata={"least": 64})
+    """Longest side in pixels."""
+    seed: int = field(default=0, metadata={"least": 0})
+    """Another seed, other images."""
+
+
+def units(config: Config) -> list[Unit]:
     """Runs of `samples_per_shard` image numbers. Raises UserError when nothing would be drawn."""
     share = percent(config.subset)
     numbers = [n for n in range(config.count) if selected(n, share)]
-    if not numbers or config.side < 64:
-        raise UserError(
-            f"count={config.count} subset={config.subset} side={config.side}: draw at least 1 image of 64 px"
-        )
+    if not numbers:
+        raise UserError(f"count={config.count} subset={config.subset}: draw at least 1 image")
     step = config.samples_per_shard
     chunks = [numbers[start : start + step] for start in range(0, len(numbers), step)]
     return [Unit(f"{i:05d}", f"images {c[0]}..{c[-1]}", [c[0], c[-1]], c) for i, c in enumerate(chunks)]
 
 
-def records(config: PrepConfig, unit: Unit, reject: Reject) -> Iterator[Record]:
+def records(config: Config, unit: Unit, reject: Reject) -> Iterator[Record]:
     """One Record per image number; nothing is ever rejected."""
     for number in unit.payload:
         rng = np.random.default_rng([config.seed, zlib.crc32(config.split.encode()), number])
-        pixels, masks = scene(rng, config.side)
-        masks = suitable(masks, min_area=config.min_area, max_fraction=config.max_fraction)
-        masks = distinct(masks, iou=config.dedupe_iou)
+        pixels, masks = scene(rng, config.image_size)
         key = f"syn_{config.split}_{number:06d}"
         size = (pixels.shape[0], pixels.shape[1])
         jpg = encode_jpeg(pixels, quality=92, chroma="420")  # an original, so as a camera writes it
-        yield Record(key, jpg, record_json(number, f"{key}.jpg", size, masks))
+        yield Record(key, jpg, record_json(number, f"{key}.jpg", size, config.chosen(masks)))
 
 
 # ---------------------------------------------------------------- the scene
