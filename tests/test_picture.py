@@ -16,6 +16,7 @@ from frisket.picture import (
     colour,
     comparison,
     grid,
+    noted,
     overlay,
 )
 
@@ -83,6 +84,24 @@ def test_boxes_points_and_captions_are_drawn() -> None:
     assert (pixels[:9] == 100).all() and (pixels[:, 81:] == 100).all()  # a box ends before x1, y1
     assert not has(drawn, STRIP)
     assert has(overlay(GREY, disc(30, 40, 12)[None], captions=["IoU 0.93"]), STRIP)
+
+
+def test_numbers_stand_at_boxes_and_points() -> None:
+    boxes = np.array([[5, 20, 40, 50], [45, 20, 85, 50]])
+    for numbers in (False, True):
+        drawn = np.asarray(overlay(GREY, boxes=boxes, numbers=numbers)).copy()
+        dark = (drawn == STRIP).all(axis=2)
+        assert dark[:, :44].any() == dark[:, 45:].any() == numbers
+    assert has(overlay(GREY, points=np.array([[45, 40]]), numbers=True), STRIP)
+
+
+def test_a_note_stands_below_the_photograph_broken_to_its_width() -> None:
+    short, long = noted(Image.fromarray(GREY), "few words"), noted(Image.fromarray(GREY), "many words " * 6)
+    for image in (short, long):
+        pixels = np.asarray(image)
+        assert image.width == 90 and (pixels[:60] == 100).all() and (pixels[-1] == STRIP).all()
+        assert (pixels[60:, -2:] == STRIP).all()  # no word runs out of it
+    assert long.height > short.height + 30
 
 
 def test_empty_masks_and_no_masks_draw_nothing() -> None:

@@ -76,21 +76,23 @@ def overlay(
     points: Array | None = None,
     labels: Array | None = None,
     captions: Sequence[str] = (),
+    numbers: bool = False,
     alpha: float = 0.5,
 ) -> Image.Image:
     """The photograph with masks, boxes, points and captions drawn on it, at its own size.
 
     masks: bool (M, h, w) covering the photograph at any resolution; boxes (N, 4) xyxy and points (K, 2) in its pixels
-    with labels (K,) (1 green, 0 red); captions: one word for mask (or, without masks, box) i, set at its top.
+    with labels (K,) (1 green, 0 red); captions: one word for mask (or, without masks, box) i, set at its top; numbers:
+    i stands at the corner of box i, and 0 beside every point: the prompts of mask i and, for points, of mask 0.
     """
     image = as_image(photo)
     width, height = image.size
     line = max(1, round(max(width, height) / 600))
     base, canvas = np.array(image), np.array(image)
-    found = np.zeros((0, height, width), bool) if masks is None else _masks(masks, (width, height))
-    areas = found.reshape(len(found), height * width).sum(axis=1)
+    painted = np.zeros((0, height, width), bool) if masks is None else _masks(masks, (width, height))
+    areas = painted.reshape(len(painted), height * width).sum(axis=1)
     for number in np.argsort(-areas, kind="stable"):
-        _paint(canvas, base, found[number], colour(int(number)), alpha, line)
+        _paint(canvas, base, painted[number], colour(int(number)), alpha, line)
     image = Image.fromarray(canvas)
     draw = ImageDraw.Draw(image)
     corners = _rows(boxes, 4)
@@ -98,17 +100,40 @@ def overlay(
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=PAPER, width=2 * line + 1)
         inner = (x0 + line, y0 + line, max(x0 + line, x1 - 1 - line), max(y0 + line, y1 - 1 - line))
         draw.rectangle(inner, outline=colour(number), width=line)
+        if numbers:
+            _tag(draw, str(number), (x0, y0), colour(number), image.size)
     spots = _rows(points, 2)
     kinds = np.ones(len(spots), int) if labels is None else _numpy(labels).reshape(-1)
     radius = max(3, round(max(width, height) / 130))
     for (x, y), kind in zip(spots, kinds, strict=True):
         around = (x - radius, y - radius, x + radius, y + radius)
         draw.ellipse(around, fill=POSITIVE if kind == 1 else NEGATIVE, outline=PAPER, width=max(1, radius // 3))
+        if numbers:
+            _tag(draw, "0", (x, y - radius), colour(0), image.size)
     for number, caption in enumerate(captions):
-        place = _top(found[number]) if len(found) else (corners[number][0], corners[number][1])
+        place = _top(painted[number]) if len(painted) else (corners[number][0], corners[number][1])
         if place is not None:
             _tag(draw, caption, place, colour(number), image.size)
     return image
+
+
+def noted(image: Image.Image, text: str) -> Image.Image:
+    """The image above a dark strip with `text`, broken between words to its width."""
+    font = _font(max(11, round(max(image.size) / 55)))
+    margin, lines, pen = round(font.size * 0.6), [""], ImageDraw.Draw(image)
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and pen.textlength(longer, font=font) > image.width - 2 * margin:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    step = round(font.size * 1.3)
+    sheet = Image.new("RGB", (image.width, image.height + len(lines) * step + margin), STRIP)
+    sheet.paste(image)
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        pen.text((margin, image.height + margin / 2 + number * step), line, font=font, fill=INK)
+    return sheet
 
 
 def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], *, width: int = 320, gap: int = 8) -> Image.Image:
@@ -166,13 +191,11 @@ def _rows(values: Array | None, size: int) -> np.ndarray:
 
 def _masks(masks: Array, size: tuple[int, int]) -> np.ndarray:
     """bool (M, H, W) at `size` (width, height): enlarged smoothly, reduced by majority."""
-    found = _numpy(masks).astype(bool)
-    if found.shape[1:] == (size[1], size[0]):
-        return found
-    scaled = (Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR) for mask in found)
-    return (
-        np.stack([np.asarray(mask) >= 128 for mask in scaled]) if len(found) else np.zeros((0, size[1], size[0]), bool)
-    )
+    given = _numpy(masks).astype(bool)
+    if given.shape[1:] == (size[1], size[0]) or not len(given):
+        return given.reshape(-1, size[1], size[0])
+    scaled = (Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR) for mask in given)
+    return np.stack([np.asarray(mask) >= 128 for mask in scaled])
 
 
 def _paint(

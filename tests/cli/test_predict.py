@@ -12,6 +12,7 @@ from frisket import checkpoint
 from frisket.cli.main import main
 from frisket.everything import grid
 from frisket.everything.generator import everything
+from frisket.picture import overlay
 from frisket.predict.predictor import Predictor
 
 
@@ -88,6 +89,70 @@ def test_everything_found_nothing_is_a_sentence(
     assert "and stability >= 0.95): lower everything.pred_iou_thresh" in said
 
 
+def test_where_nothing_passes_the_checkpoints_own_limits_keep_some_and_the_picture_says_so(
+    photo: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "all.png"
+    words = ["predict", str(photo), "mode=everything", f"checkpoint={tiny_teacher}", f"out={out}"]
+    assert main([*words, "everything.points_per_side=6", "everything.stability_score_offset=0.05"]) == 0
+    record = json.loads(out.with_suffix(".json").read_text())
+    made = record["everything"]["arguments"]
+    assert 0 <= made["pred_iou_thresh"] < 0.88 and 0 < len(record["masks"]) <= record["asked"] / 10
+    predictor = Predictor(checkpoint.load(tiny_teacher))
+    predictor.set_image(photo)
+    plain = {"points_per_side": 6, "stability_score_offset": 0.05}
+    assert len(everything(predictor, grid.Config(**plain))) == 0
+    low = grid.Config(
+        **plain, pred_iou_thresh=made["pred_iou_thresh"], stability_score_thresh=made["stability_score_thresh"]
+    )
+    assert record["masks"] == everything(predictor, low).records()
+    assert "this checkpoint's own limits" in record["note"] and record["note"] in capsys.readouterr().out
+    assert Image.open(out).width == 90 and Image.open(out).height > 60  # the note stands below the photograph
+
+
+def test_several_pictures_in_one_start(
+    photo: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "masks"
+    (folder / "more").mkdir(parents=True)
+    for path in (folder / "b.png", folder / "a.png", folder / "more" / "a.png"):
+        path.write_bytes(photo.read_bytes())
+    (folder / "broken.jpg").write_text("not a picture")
+    (folder / "notes.txt").write_text("not asked for")
+    words = [str(folder), str(folder / "more" / "*.png"), str(photo), "box=[10,10,60,50]"]
+    assert main(["predict", *words, f"checkpoint={tiny_teacher}", f"out={out}"]) == 2
+    names = ("a", "a-2", "b", "photo")
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{n}.{end}" for n in names for end in ("json", "png"))
+    records = {name: json.loads((out / f"{name}.json").read_text()) for name in names}
+    assert records["a-2"]["image"] == str(folder / "more" / "a.png")
+    assert all(record["masks"] == records["photo"]["masks"] for record in records.values())
+    told = capsys.readouterr()
+    assert "[1/5] " in told.out and "[5/5, " in told.out and " s left] " in told.out
+    first, last = told.err.splitlines()
+    assert (
+        "broken.jpg cannot be read as a picture" in first
+        and last == "frisket: 1 of 5 pictures got no answer, see above"
+    )
+
+
+def test_prompts_carry_the_number_of_their_mask(photo: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """The same pixels as drawn by `overlay` with numbers, which are not those without."""
+    out = tmp_path / "m.png"
+    boxes = [[10.0, 20.0, 60.0, 50.0], [30.0, 30.0, 90.0, 60.0]]
+    words = [f"checkpoint={tiny_teacher}", f"box={boxes}".replace(" ", ""), f"out={out}"]
+    assert main(["predict", str(photo), *words]) == 0
+    predictor = Predictor(checkpoint.load(tiny_teacher))
+    predictor.set_image(photo)
+    answer = predictor.predict(boxes=boxes)
+    captions = [f"{n}  IoU {float(iou):.2f}" for n, iou in enumerate(answer.iou)]
+    drawn = {
+        numbers: overlay(predictor.image, answer.masks, boxes=np.array(boxes), captions=captions, numbers=numbers)
+        for numbers in (True, False)
+    }
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(drawn[True]))
+    assert not np.array_equal(np.asarray(drawn[True]), np.asarray(drawn[False]))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -107,7 +172,7 @@ def test_everything_found_nothing_is_a_sentence(
         (["{photo}", "point=[1,2,7]"], "label 7"),
         (["{photo}", "point=[1,2]", "box=[[1,1,9,9],[2,2,9,9]]"], "the points belong to one object"),
         (["{photo}", "box=[1,1,9,9]", "out=m.jpg"], "must end in .png"),
-        (["{photo}", "{photo}", "box=[1,1,9,9]"], "takes one picture, not 2"),
+        (["{photo}", "{photo}", "box=[1,1,9,9]"], "is one file for 2 pictures: give a folder"),
         (["box=[1,1,9,9]"], "needs a picture"),
         (["nowhere.jpg", "box=[1,1,9,9]"], "there is no picture at nowhere.jpg"),
         (["{text}", "box=[1,1,9,9]"], "cannot be read as a picture"),
@@ -115,6 +180,10 @@ def test_everything_found_nothing_is_a_sentence(
         (["{photo}", "box=[1,1,9,9]", "checkpoint={text}"], "text.jpg"),
         (["{photo}", "box=[1,1,9,9]", 'checkpoint=""'], "needs checkpoint="),
         (["{photo}", "bbox=[1,1,9,9]"], "did you mean 'box'?"),
+        (["{photo}", "box=[1,1,9,9]", "device=cpu"], "device is now place.accelerator"),
+        (["{photo}", "box=[1,1,9,9]", "place.devices=2"], "predict works on one device"),
+        (["{photo}", "box=[1,1,9,9]", "place.accelerator=tpu"], "must be one of auto, cpu, gpu, cuda"),
+        (["nowhere/*.jpg", "box=[1,1,9,9]"], "there are no pictures in nowhere/*.jpg"),
     ],
 )
 def test_mistakes_get_one_sentence_and_leave_nothing(
@@ -128,3 +197,10 @@ def test_mistakes_get_one_sentence_and_leave_nothing(
     assert code == 2 and says in told.err, told.err
     assert told.err.count("\n") == 1 and "Traceback" not in told.err
     assert not out.parent.exists()
+
+
+def test_show_prints_the_strategys_settings_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "predict", "everything.points_per_side=8"]) == 0
+    told = capsys.readouterr().out
+    assert "\n  points_per_side: 8  # Of the grid over the whole photograph. (default 32)" in told
+    assert "\n  pred_iou_thresh: 0.88  # " in told

@@ -65,6 +65,27 @@ def test_one_object_may_be_written_without_its_outer_axis(ready: Predictor) -> N
     assert torch.equal(flat.logits, nested.logits)
 
 
+def test_a_bare_click_with_one_label_and_numpy_masks(ready: Predictor) -> None:
+    nested = ready.predict(points=[[[20, 30]]], labels=[[1]])
+    for points, labels in (([20, 30], [1]), ([20, 30], 1), (np.array([20, 30]), np.array([1])), ((20, 30), None)):
+        assert torch.equal(ready.predict(points=points, labels=labels).logits, nested.logits)
+    again = ready.predict(points=[20, 30], labels=1, masks=nested.logits)
+    for masks in (nested.logits.numpy(), nested.logits[0].numpy(), nested.logits.numpy().tolist()):
+        assert torch.equal(ready.predict(points=[20, 30], labels=1, masks=masks).logits, again.logits)
+
+
+def test_a_pil_image_is_taken_as_its_file_is(tiny_sam: Sam, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held with its right side up
+    Image.fromarray(photo(20, 30)).convert("RGBA").save(tmp_path / "turned.png", exif=exif)
+    predictor = Predictor(tiny_sam)
+    predictor.set_image(tmp_path / "turned.png")
+    embedding = predictor.embedding
+    with Image.open(tmp_path / "turned.png") as opened:
+        predictor.set_image(opened)
+    assert torch.equal(predictor.embedding, embedding) and predictor.frame.original == (30, 20)
+
+
 def test_a_lone_click_asks_for_three_masks(ready: Predictor) -> None:
     alone = ready.predict(points=[[20, 30]])
     assert torch.equal(alone.logits, ready.predict(points=[[20, 30]], multimask=True).logits)
@@ -126,6 +147,9 @@ def test_shapes_that_do_not_fit(ready: Predictor) -> None:
         ready.predict(points=[[20, 30], [25, 31]], labels=[1])
     with pytest.raises(ValueError, match="same number"):
         ready.predict(points=[[20, 30]], boxes=[[1, 1, 9, 9], [2, 2, 9, 9]])
+    for masks in (np.zeros((60, 90), bool), np.full((16, 16), np.nan)):
+        with pytest.raises(ValueError, match=r"masks are finite logits \(N, 16, 16\)"):
+            ready.predict(points=[[20, 30]], masks=masks)
     with pytest.raises(ValueError, match="groups of 4"):
         ready.predict(boxes=[[1, 2, 3]])
 

@@ -26,7 +26,7 @@ VERBS = {
     "eval": "judge a model: frisket eval configs/eval_miou.yaml checkpoint=runs/distill_lightening",
     "prep": "turn pictures and masks into shards: frisket prep configs/prep_sa1b.yaml",
     "show": "print the resolved configuration: frisket show configs/distill_lightening.yaml",
-    "predict": "masks for one picture: frisket predict photo.jpg checkpoint=runs/finetune_decoder",
+    "predict": "masks for pictures: frisket predict photo.jpg checkpoint=runs/finetune_decoder",
     "report": "results of runs as one HTML page: frisket report runs/eval runs/train_sam",
     "bench": "time the parts that matter: frisket bench",
 }

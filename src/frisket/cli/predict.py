@@ -1,58 +1,82 @@
-"""`frisket predict PICTURE [YAML …] checkpoint=… box=[x0,y0,x1,y1]`: masks for one picture, drawn and as COCO RLE.
+"""`frisket predict PICTURE… [YAML …] checkpoint=… box=[x0,y0,x1,y1]`: masks for pictures, drawn and as COCO RLE.
 
     frisket predict photo.jpg checkpoint=runs/finetune_decoder box=[120,80,610,540]
     frisket predict photo.jpg checkpoint=sam_vit_b "point=[[300,200],[40,60,0]]" out=masks.png
     frisket predict photo.jpg checkpoint=runs/finetune_decoder mode=everything everything.points_per_side=64
+    frisket predict photos/ 'more/*.jpg' checkpoint=runs/finetune_decoder mode=everything out=masks
 
-Boxes and points are original pixels of the upright picture. Several boxes are several objects; all points together are
-clicks on one object (a third number 0 marks a point that is not on it), and with a single box they refine that box.
-mode=everything asks a grid of points and keeps the good masks, see frisket.everything.
+A folder means the pictures in it. Boxes and points are original pixels of the upright picture, the same for all of
+them. Several boxes are several objects; all points together are clicks on one object (a third number 0 marks a point
+that is not on it), and with a single box they refine that box. The number at a prompt is that of its mask.
+mode=everything asks a grid of points and keeps the good masks, see frisket.everything; where none is good enough, and
+the limits were not set by hand, by the checkpoint's own limits (frisket.everything.limits), which the picture says.
+A picture that cannot be answered is one sentence, the others go on, and the exit code is 2.
 """
 
+import glob
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
 
-from frisket import checkpoint, config
-from frisket.errors import UserError, nearest
+from frisket import checkpoint
+from frisket import config as settings
+from frisket.errors import UserError
 from frisket.everything.generator import everything
-from frisket.everything.strategy import chosen
-from frisket.everything.strategy import describe as described
+from frisket.everything.limits import own_limits
+from frisket.everything.strategy import chosen, describe
 from frisket.files import atomic, write_json
 from frisket.geometry import Frame, boxes_of_masks, resize_image
 from frisket.kernels import rle
-from frisket.picture import overlay
+from frisket.picture import noted, overlay
+from frisket.place import Place
 from frisket.plugins import Extensible
-from frisket.predict.predictor import Answer, Predictor
+from frisket.predict.predictor import PICTURES, Answer, Predictor
 
-MODES = ("prompts", "everything")
 SHEET = 1600  # px: the longest side of a picture of everything, which may hold a thousand masks
+LIMITS = ("pred_iou_thresh", "stability_score_thresh")
 
 
 @dataclass
 class PredictConfig(Extensible):
-    """What to ask and where to write.
+    """What to ask and where to write."""
 
-    image: the picture (or the first word of the command); checkpoint: whatever `frisket.checkpoint.load` takes; mode:
-    prompts or everything; box and point: see the top of this file; multimask: choose among three outputs (None: for a
-    single click); everything: see frisket.everything.strategy; image_size: input side, the model's own when
-    unset; out: the PNG, with the masks beside it as .json (runs/predict/<picture's name>.png when empty).
-    """
-
-    image: str = ""
+    renamed: ClassVar[dict[str, str]] = {"device": "place.accelerator"}
+    image: list[str] = field(default_factory=list)
+    """Pictures, folders and globs: the same as the command's bare words."""
     checkpoint: str = ""
-    mode: str = "prompts"
+    """A run folder, a checkpoint file or a model name."""
+    mode: Literal["prompts", "everything"] = "prompts"
+    """Masks of the prompts below, or of everything."""
     box: list[Any] = field(default_factory=list)
+    """[x0,y0,x1,y1], or a list of them: one object each."""
     point: list[Any] = field(default_factory=list)
+    """[x,y] on the object, [x,y,0] beside it, or a list of them: all about one object."""
     multimask: bool | None = None
+    """Choose among three outputs; null: for a single click."""
     everything: dict[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    device: str = "auto"
+    """The strategy and its settings, see frisket.everything.strategy."""
+    image_size: int | None = field(default=None, metadata={"least": 16})
+    """Input side; null: the model's own."""
+    place: Place = field(default_factory=Place)
+    """One device: of its settings accelerator, precision, threads and prompts_at_once count."""
     out: str = ""
+    """The PNG, or a folder; the masks go beside it as .json. Empty: runs/predict/<picture's name>.png."""
+
+
+@dataclass
+class Asked:
+    """Prompts as the configuration gave them: boxes (x0, y0, x1, y1), points (x, y) and their labels."""
+
+    boxes: list[list[float]]
+    points: list[list[float]]
+    labels: list[int]
 
 
 def schema(files: Sequence[str], overrides: Sequence[str]) -> type[PredictConfig]:
@@ -61,90 +85,158 @@ def schema(files: Sequence[str], overrides: Sequence[str]) -> type[PredictConfig
 
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:
-    """Answer the prompts, write the PNG and the JSON, print a line per mask; return the exit code."""
-    yamls, pictures = config.split(files)
-    settings = config.load(PredictConfig, yamls, overrides)
-    if len(pictures) > 1:
-        raise UserError(f"predict takes one picture, not {len(pictures)} ({', '.join(pictures)}): run it once for each")
-    settings.image = pictures[0] if pictures else settings.image
-    if not settings.image:
-        raise UserError("predict needs a picture: frisket predict photo.jpg checkpoint=… box=[x0,y0,x1,y1]")
-    if not settings.checkpoint:
-        raise UserError("predict needs checkpoint=…: a run folder, a checkpoint file or a model name")
-    if settings.mode not in MODES:
-        raise UserError(f"mode={settings.mode} does not exist: {nearest(settings.mode, MODES)}")
-    out = Path(settings.out) if settings.out else Path("runs/predict") / f"{Path(settings.image).stem}.png"
-    if out.suffix.lower() != ".png":
-        raise UserError(f"out={out} must end in .png: the masks go beside it as .json")
+    """Answer for every picture: its PNG and JSON, and a line; return the exit code."""
+    yamls, words = settings.split(files)
+    config = settings.load(PredictConfig, yamls, overrides)
     # before seconds go into loading the model
-    boxes, points, labels = _prompts(settings)
-    if not Path(settings.image).is_file():
-        raise UserError(f"there is no picture at {settings.image}: give the path of a JPEG, PNG or another picture")
+    if not config.checkpoint:
+        raise UserError("predict needs checkpoint=…: a run folder, a checkpoint file or a model name")
+    asked = prompts(config)
+    pictures = gathered(words or config.image)
+    outs = targets(pictures, config.out)
+    predictor = Predictor(checkpoint.load(config.checkpoint, device=device(config)), image_size=config.image_size)
+    failed, start = 0, time.monotonic()
+    for number, (picture, out) in enumerate(zip(pictures, outs, strict=True)):
+        left = f", {(time.monotonic() - start) / number * (len(pictures) - number):.0f} s left" if number else ""
+        prefix = f"[{number + 1}/{len(pictures)}{left}] {picture}: " if len(pictures) > 1 else ""
+        try:
+            with computing(config, predictor):
+                predictor.set_image(picture)
+                lines = _everything(predictor, config, picture, out) if asked is None else (
+                    _answer(predictor, config, asked, picture, out)
+                )  # fmt: skip
+        except UserError as error:
+            if len(pictures) == 1:
+                raise
+            failed += 1
+            print(f"frisket: {error}", file=sys.stderr, flush=True)
+            continue
+        print("\n".join(prefix + line for line in lines))
+        print(f"picture: {out}   masks (COCO RLE): {out.with_suffix('.json')}", flush=True)
+    if failed:
+        print(f"frisket: {failed} of {len(pictures)} pictures got no answer, see above", file=sys.stderr)
+    return 2 if failed else 0
 
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor(checkpoint.load(settings.checkpoint, device=device), image_size=settings.image_size)
-    predictor.set_image(settings.image)
-    if settings.mode == "everything":
-        lines = _everything(predictor, settings, out)
-    else:
-        lines = _answer(predictor, settings, out, boxes, points, labels)
-    print("\n".join(lines))
-    print(f"picture: {out}   masks (COCO RLE): {out.with_suffix('.json')}")
-    return 0
+
+def gathered(words: Sequence[str]) -> list[Path]:
+    """The pictures that words mean: files, folders (the pictures in them, by name) and globs. Raises UserError for a
+    folder or glob without pictures, and when no picture exists at all."""
+    if not words:
+        raise UserError("predict needs a picture: frisket predict photo.jpg checkpoint=… box=[x0,y0,x1,y1]")
+    pictures: list[Path] = []
+    for word in words:
+        path = Path(word)
+        here = [path]
+        if path.is_dir():
+            here = sorted(inner for inner in path.iterdir() if inner.suffix.lower() in PICTURES)
+        elif not path.exists() and glob.has_magic(word):
+            here = [Path(hit) for hit in sorted(glob.glob(word, recursive=True)) if Path(hit).is_file()]
+        if not here:
+            raise UserError(f"there are no pictures in {word}: give pictures ({', '.join(PICTURES)}), folders or globs")
+        pictures += here
+    if not any(picture.is_file() for picture in pictures):
+        raise UserError(f"there is no picture at {pictures[0]}: give the path of a JPEG, PNG or another picture")
+    return pictures
 
 
-def _answer(
-    predictor: Predictor,
-    settings: PredictConfig,
-    out: Path,
-    boxes: list[list[float]],
-    points: list[list[float]],
-    labels: list[int],
-) -> list[str]:
+def targets(pictures: Sequence[Path], out: str) -> list[Path]:
+    """The PNG of each picture; pictures of the same name get a number. Raises UserError for another kind of file, and
+    for one file where several pictures are."""
+    suffix = Path(out).suffix.lower()
+    if suffix and suffix != ".png" and not Path(out).is_dir():
+        raise UserError(f"out={out} must end in .png, or be a folder: the masks go beside it as .json")
+    if suffix == ".png":
+        if len(pictures) > 1:
+            raise UserError(f"out={out} is one file for {len(pictures)} pictures: give a folder")
+        return [Path(out)]
+    names: list[str] = []
+    for picture in pictures:
+        name, number = picture.stem, 1
+        while name in names:
+            name, number = f"{picture.stem}-{number + 1}", number + 1
+        names.append(name)
+    return [Path(out or "runs/predict") / f"{name}.png" for name in names]
+
+
+def device(config: PredictConfig) -> str:
+    """The torch device of the place. Raises UserError for several devices, or a GPU that is not there."""
+    place, gpu = config.place, torch.cuda.is_available()
+    if place.devices not in ("auto", "1") or place.num_nodes != 1:
+        raise UserError("predict works on one device: leave place.devices and place.num_nodes out")
+    if place.accelerator in ("gpu", "cuda") and not gpu:
+        raise UserError(f"place.accelerator={place.accelerator} but torch sees no GPU here: give auto or cpu")
+    if place.threads:
+        torch.set_num_threads(place.threads)
+    return "cuda" if gpu and place.accelerator != "cpu" else "cpu"
+
+
+def computing(config: PredictConfig, predictor: Predictor) -> AbstractContextManager[Any]:
+    """In the precision of the place."""
+    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    kind = kinds.get(config.place.precision)
+    return torch.autocast(predictor.sam.device.type, kind) if kind else nullcontext()
+
+
+def _answer(predictor: Predictor, config: PredictConfig, asked: Asked, picture: Path, out: Path) -> list[str]:
     """Answer boxes and points, write both files; a line for each mask."""
+    predictor.batch = config.place.prompts_at_once or predictor.batch
     answer = predictor.predict(
-        points=points or None, labels=labels or None, boxes=boxes or None, multimask=settings.multimask
+        points=asked.points or None,
+        labels=asked.labels or None,
+        boxes=asked.boxes or None,
+        multimask=config.multimask,
     )
-    records = describe(answer, boxes, points, labels)
+    masks = records(answer, asked)
     drawn = overlay(
         predictor.image,
         answer.masks,
-        boxes=torch.tensor(boxes) if boxes else None,
-        points=torch.tensor(points) if points else None,
-        labels=torch.tensor(labels) if labels else None,
-        captions=[f"IoU {record['predicted_iou']:.2f}" for record in records],
+        boxes=torch.tensor(asked.boxes) if asked.boxes else None,
+        points=torch.tensor(asked.points) if asked.points else None,
+        labels=torch.tensor(asked.labels) if asked.labels else None,
+        captions=[f"{number}  IoU {mask['predicted_iou']:.2f}" for number, mask in enumerate(masks)],
+        numbers=True,
     )
-    _write(out, predictor, settings, {"masks": records}, drawn)
+    _write(out, predictor, config, picture, {"masks": masks}, drawn)
     return [
-        f"mask {number}: {record['area']} px, predicted IoU {record['predicted_iou']:.3f}"
-        for number, record in enumerate(records)
+        f"mask {number}: {mask['area']} px, predicted IoU {mask['predicted_iou']:.3f}"
+        for number, mask in enumerate(masks)
     ]
 
 
-def _everything(predictor: Predictor, settings: PredictConfig, out: Path) -> list[str]:
-    """Ask the grid, write both files; how many masks there are."""
-    made = chosen(settings.everything)
-    predictor.batch = made.points_per_batch
-    found = everything(predictor, made)
-    size = found.size if max(found.size) <= SHEET else Frame.fit(found.size, SHEET).size
-    drawn = overlay(resize_image(predictor.image, size), rle.thumbnails(found.rles, size))
-    more = {"everything": described(made), "asked": found.asked, "masks": found.records()}
-    _write(out, predictor, settings, more, drawn)
-    if len(found):
-        return [f"{len(found)} masks kept of {found.asked}"]
+def _everything(predictor: Predictor, config: PredictConfig, picture: Path, out: Path) -> list[str]:
+    """Ask the strategy, write both files; how many masks there are."""
+    made, note = chosen(config.everything), ""
+    predictor.batch = config.place.prompts_at_once or made.points_per_batch
+    masks = everything(predictor, made)
+    if not len(masks) and not set(LIMITS) & set(config.everything):
+        wanted, made = made, own_limits(predictor, made)
+        masks = everything(predictor, made)
+        note = (
+            f"no mask passed predicted IoU > {wanted.pred_iou_thresh:g} and stability >= "
+            f"{wanted.stability_score_thresh:g}; kept by this checkpoint's own limits, > {made.pred_iou_thresh:g} and "
+            f">= {made.stability_score_thresh:g}: the best tenth by predicted IoU, of those the steadier half"
+        )
+    size = masks.size if max(masks.size) <= SHEET else Frame.fit(masks.size, SHEET).size
+    drawn = overlay(resize_image(predictor.image, size), rle.thumbnails(masks.rles, size))
+    more = {"everything": describe(made), "note": note, "asked": masks.asked, "masks": masks.records()}
+    _write(out, predictor, config, picture, more, noted(drawn, note) if note else drawn)
+    if len(masks):
+        return [f"{len(masks)} masks kept of {masks.asked}", *([note] if note else [])]
     return [
-        f"none of {found.asked} masks passed the filters (predicted IoU > {made.pred_iou_thresh:g}, of which the best "
-        f"had {found.highest:.2f}, and stability >= {made.stability_score_thresh:g}): lower everything.pred_iou_thresh "
+        f"none of {masks.asked} masks passed the filters (predicted IoU > {made.pred_iou_thresh:g}, of which the best "
+        f"had {masks.highest:.2f}, and stability >= {made.stability_score_thresh:g}): lower everything.pred_iou_thresh "
         "or everything.stability_score_thresh, or ask a model that is trained further"
     ]
 
 
-def _write(out: Path, predictor: Predictor, settings: PredictConfig, more: dict[str, Any], drawn: Image.Image) -> None:
+def _write(
+    out: Path, predictor: Predictor, config: PredictConfig, picture: Path, more: dict[str, Any], drawn: Image.Image
+) -> None:
     """The JSON and the PNG, each whole or not at all."""
     about = {
-        "image": settings.image,
+        "image": str(picture),
         "size": list(predictor.frame.original),
-        "checkpoint": settings.checkpoint,
+        "checkpoint": config.checkpoint,
         "model": predictor.sam.name,
     }
     write_json(out.with_suffix(".json"), about | more)
@@ -152,38 +244,36 @@ def _write(out: Path, predictor: Predictor, settings: PredictConfig, more: dict[
         drawn.save(tmp, format="PNG")
 
 
-def _prompts(settings: PredictConfig) -> tuple[list[list[float]], list[list[float]], list[int]]:
-    """Boxes, points and labels, checked as far as that is possible without the picture."""
-    if settings.mode == "everything":
-        if settings.box or settings.point:
+def prompts(config: PredictConfig) -> Asked | None:
+    """What is asked, checked as far as that is possible without the picture; None for everything."""
+    if config.mode == "everything":
+        if config.box or config.point:
             raise UserError("mode=everything asks a grid of points: leave box and point out, or say mode=prompts")
-        chosen(settings.everything)
-        return [], [], []
-    boxes, points, labels = _boxes(settings.box), *_points(settings.point)
-    if not boxes and not points:
+        chosen(config.everything)
+        return None
+    asked = Asked(_boxes(config.box), *_points(config.point))
+    if not asked.boxes and not asked.points:
         raise UserError(
             "predict needs a prompt: box=[x0,y0,x1,y1] or point=[x,y], in pixels of the picture, or mode=everything"
         )
-    if points and len(boxes) > 1:
+    if asked.points and len(asked.boxes) > 1:
         raise UserError(
-            f"the points belong to one object, but there are {len(boxes)} boxes: give one box, or no points"
+            f"the points belong to one object, but there are {len(asked.boxes)} boxes: give one box, or no points"
         )
-    return boxes, points, labels
+    return asked
 
 
-def describe(
-    answer: Answer, boxes: list[list[float]], points: list[list[float]], labels: list[int]
-) -> list[dict[str, Any]]:
+def records(answer: Answer, asked: Asked) -> list[dict[str, Any]]:
     """One record per mask: prompt, segmentation (COCO RLE), area, bbox (xywh), predicted_iou; original pixels."""
     masks = answer.masks.cpu()
     corners = boxes_of_masks(masks)
-    records = []
+    described = []
     for number, mask in enumerate(masks):
-        prompt: dict[str, Any] = {"box": boxes[number]} if boxes else {}
-        if points:
-            prompt |= {"points": points, "labels": labels}
+        prompt: dict[str, Any] = {"box": asked.boxes[number]} if asked.boxes else {}
+        if asked.points:
+            prompt |= {"points": asked.points, "labels": asked.labels}
         x0, y0, x1, y1 = corners[number].tolist()
-        records.append(
+        described.append(
             {
                 "prompt": prompt,
                 "segmentation": rle.encode(mask.numpy()),
@@ -192,7 +282,7 @@ def describe(
                 "predicted_iou": float(answer.iou[number]),
             }
         )
-    return records
+    return described
 
 
 def _boxes(given: list[Any]) -> list[list[float]]:

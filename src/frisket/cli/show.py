@@ -2,8 +2,9 @@
 
     frisket show configs/distill_lightening.yaml configs/on/a100.yaml optim.lr=4e-4
 
-A training configuration is checked as `frisket train` checks it, and its encoder is printed with all its own settings
-(its image_size follows data.image_size). ${oc.env:NAME} stays as written where NAME is not set.
+A training configuration is checked as `frisket train` checks it; its encoder (whose image_size follows data.image_size)
+and the strategy of `everything:` are printed with all their own settings. ${oc.env:NAME} stays as written where NAME is
+not set.
 
 Whose settings they are follows from the keys: `recipe:` is a training run, `task:` or `tasks:` an evaluation, `source:`
 a preparation; else from the file's name, which begins with its verb (predict.yaml, bench_quick.yaml), or from you:
@@ -14,6 +15,7 @@ a preparation; else from the file's name, which begins with its verb (predict.ya
 import importlib
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from frisket import config as settings
 from frisket.cli.main import CHOOSES, VERBS
 from frisket.engine.fit import check
 from frisket.errors import UserError
+from frisket.everything.strategy import chosen
 from frisket.models import zoo
 from frisket.recipes.base import RecipeConfig, knobs, specs
 
@@ -41,6 +44,10 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
                 about += settings.describe(type(encoder), f"{key}.encoder.", encoder)
                 whole = knobs(spec.name, spec.encoder)
                 spec.encoder = {k: value for k, value in whole.items() if k in spec.encoder or k != "image_size"}
+        elif isinstance(block := getattr(config, "everything", None), dict):
+            strategy = chosen(block)
+            about += settings.describe(type(strategy), "everything.")
+            config.everything = asdict(strategy)
         print("\n".join(commented(config, about)))
     return 0
 

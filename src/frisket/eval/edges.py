@@ -28,10 +28,9 @@ from frisket.everything.edges import GRID, everything_edges, photograph_edges, t
 from frisket.everything.strategy import describe
 from frisket.models.sam import Sam
 from frisket.picture import Panel
-from frisket.predict.predictor import Predictor, read_image
+from frisket.predict.predictor import PICTURES, Predictor, read_image
 
 SOBEL = "sobel"
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 
 Edges = NDArray[np.floating]
 
@@ -268,7 +267,7 @@ def photograph_files(folder: Path | None, names: list[str]) -> dict[str, Path]:
         return {}
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give images=… the folder of the photographs")
-    held = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in PHOTOGRAPHS}
+    held = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in PICTURES}
     return {name: held[name] for name in names if name in held}
 
 

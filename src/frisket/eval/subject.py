@@ -24,10 +24,9 @@ from frisket.everything.candidates import Filters
 from frisket.everything.generator import everything
 from frisket.geometry import Frame, mask_iou, pad_square, resize_image, upscale_logits
 from frisket.models.sam import Sam
-from frisket.predict.predictor import Predictor, read_image
+from frisket.predict.predictor import PICTURES, Predictor, read_image
 from frisket.sample import Prompts
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 NOISE = (1500, 2250)  # (h, w) of made photographs: SA-1B's usual size
 PLATEAU = 1.03  # a larger batch must bring this much more, twice, or the sweep ends
 

@@ -22,7 +22,7 @@ class Config(Filters):
     """SAM's grid."""
 
     strategy: str = "grid"
-    """This file's name."""
+    """How masks are asked for: a file of frisket.everything, or a plug-in."""
     points_per_side: int = field(default=32, metadata={"least": 1})
     """Of the grid over the whole photograph."""
     crop_n_points_downscale_factor: int = field(default=1, metadata={"least": 1})

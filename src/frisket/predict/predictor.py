@@ -22,6 +22,7 @@ from frisket.models.sam import Sam
 from frisket.sample import FOREGROUND, Prediction, Prompts
 
 Numbers = Tensor | np.ndarray | Sequence
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what a folder of photographs holds
 SLACK = 1.0  # pixels a prompt may stick out of the photograph: detectors round outwards
 
 
@@ -77,12 +78,13 @@ class Predictor:
         return self._embedding
 
     @torch.inference_mode()
-    def set_image(self, image: np.ndarray | str | Path) -> None:
-        """Embed a photograph: uint8 RGB (H, W, 3), or the path of one (turned upright by its EXIF tag).
+    def set_image(self, image: np.ndarray | Image.Image | str | Path) -> None:
+        """Embed a photograph: uint8 RGB (H, W, 3), a PIL image or the path of one (turned upright by its EXIF tag).
 
         Raises UserError for a path that cannot be read, ValueError for an array of another shape or type.
         """
         pixels = read_image(image) if isinstance(image, str | Path) else image
+        pixels = upright(pixels) if isinstance(pixels, Image.Image) else pixels
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise ValueError(f"a photograph is uint8 (H, W, 3) RGB, not {pixels.dtype} {pixels.shape}")
         frame = Frame.fit((pixels.shape[0], pixels.shape[1]), self.side)
@@ -107,38 +109,43 @@ class Predictor:
         points: Numbers | None = None,
         labels: Numbers | None = None,
         boxes: Numbers | None = None,
-        masks: Tensor | None = None,
+        masks: Numbers | None = None,
     ) -> Prompts:
         """Prompts in original pixels -> `Prompts` in input pixels on the model's device. See `predict` for shapes.
 
         Raises UserError for a prompt outside the photograph, a box without area or no prompt at all, ValueError for
         shapes that do not fit.
         """
-        found = Prompts(masks=None if masks is None else masks.reshape(-1, 1, *masks.shape[-2:]).to(self.sam.device))
+        prompts = Prompts()
+        if masks is not None:
+            logits, grid = torch.as_tensor(masks, dtype=torch.float32), (self.frame.grid, self.frame.grid)
+            if logits.ndim < 2 or tuple(logits.shape[-2:]) != grid or not bool(logits.isfinite().all()):
+                raise ValueError(f"masks are finite logits (N, {grid[0]}, {grid[1]}), not {tuple(logits.shape)}")
+            prompts.masks = logits.reshape(-1, 1, *grid).to(self.sam.device)
         if points is not None:
             xy = _floats(points, 2)
-            xy = xy[None] if xy.ndim == 2 else xy
-            kinds = torch.full(xy.shape[:2], FOREGROUND) if labels is None else torch.as_tensor(labels)
-            kinds = kinds.reshape(-1, kinds.shape[-1]).long()
+            xy = xy.reshape(1, -1, 2) if xy.ndim < 3 else xy
+            kinds = torch.full(xy.shape[:2], FOREGROUND) if labels is None else torch.as_tensor(labels).long()
+            kinds = kinds.reshape(1, -1) if kinds.ndim < 2 else kinds
             if kinds.shape != xy.shape[:2]:
                 raise ValueError(
                     f"points are {tuple(xy.shape[:2])} and labels {tuple(kinds.shape)}: one label per point"
                 )
             self._inside(xy[kinds >= 0].reshape(-1, 2), "point")
-            found.points = self.frame.to_input(xy).to(self.sam.device)
-            found.labels = kinds.to(self.sam.device)
+            prompts.points = self.frame.to_input(xy).to(self.sam.device)
+            prompts.labels = kinds.to(self.sam.device)
         if boxes is not None:
             xyxy = _floats(boxes, 4).reshape(-1, 4)
             self._inside(xyxy, "box")
             for box in xyxy[(xyxy[:, 2:] <= xyxy[:, :2]).any(dim=1)].tolist():
                 raise UserError(f"box {_text(box)} has no area: write [x0,y0,x1,y1] with x0 < x1 and y0 < y1")
-            found.boxes = self.frame.boxes_to_input(xyxy).to(self.sam.device)
-        counts = {len(part) for part in (found.points, found.boxes, found.masks) if part is not None}
+            prompts.boxes = self.frame.boxes_to_input(xyxy).to(self.sam.device)
+        counts = {len(part) for part in (prompts.points, prompts.boxes, prompts.masks) if part is not None}
         if not counts:
             raise UserError("there is no prompt: give points, boxes or masks")
         if len(counts) > 1:
             raise ValueError(f"points, boxes and masks must be of the same number of objects, not {sorted(counts)}")
-        return found
+        return prompts
 
     @torch.inference_mode()
     def ask(self, prompts: Prompts, multimask: bool) -> Prediction:
@@ -157,19 +164,22 @@ class Predictor:
         points: Numbers | None = None,
         labels: Numbers | None = None,
         boxes: Numbers | None = None,
-        masks: Tensor | None = None,
+        masks: Numbers | None = None,
         multimask: bool | None = None,
     ) -> Answer:
         """Masks of N objects, all prompts in ORIGINAL pixels.
 
-        points (N, K, 2), or (K, 2) for one object, with labels (N, K) or (K,) (1 on the object, 0 beside it; all 1 when
-        left out); boxes (N, 4) or (4,) xyxy; masks (N, G, G) logits of an earlier answer. Given together they describe
+        points (N, K, 2), or (K, 2) or (2,) for one object, with labels (N, K), (K,) or one number (1 on the object, 0
+        beside it; all 1 when left out); boxes (N, 4) or (4,) xyxy; masks (N, G, G) or (G, G) logits of an earlier
+        answer; each as a list, numpy array or tensor. Given together they describe
         the same N objects. `multimask` asks for three outputs and keeps the one the model rates best; None does so for
         a single click alone, which is ambiguous (SAM's advice). Raises as `prompts` does.
         """
         asked = self.prompts(points, labels, boxes, masks)
         if multimask is None:
-            multimask = asked.boxes is None and asked.masks is None and asked.points.shape[1] == 1
+            multimask = (
+                asked.boxes is None and asked.masks is None and asked.points is not None and asked.points.shape[1] == 1
+            )
         logits, iou = self.ask(asked, multimask).best()
         # Upscaled in parts: at 8 MP, 64 float masks already take 2 GB.
         full = [upscale_logits(part, self.frame) > 0 for part in logits.split(8)]
@@ -195,17 +205,22 @@ def read_image(path: str | Path) -> np.ndarray:
         raise UserError(f"there is no picture at {path}: give the path of a JPEG, PNG or another picture")
     try:
         with Image.open(path) as opened:
-            return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
+            return upright(opened)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "no picture format is recognised" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(f"{path} cannot be read as a picture ({reason}): give a whole JPEG, PNG or the like") from error
 
 
+def upright(image: Image.Image) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a PIL image, turned by its EXIF tag."""
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
 def _floats(values: Numbers, last: int) -> Tensor:
-    found = torch.as_tensor(values, dtype=torch.float32).cpu()
-    if not found.ndim or found.shape[-1] != last or not found.numel():
-        raise ValueError(f"expected numbers in groups of {last}, not shape {tuple(found.shape)}")
-    return found
+    numbers = torch.as_tensor(values, dtype=torch.float32).cpu()
+    if not numbers.ndim or numbers.shape[-1] != last or not numbers.numel():
+        raise ValueError(f"expected numbers in groups of {last}, not shape {tuple(numbers.shape)}")
+    return numbers
 
 
 def _text(row: list[float]) -> str:
