@@ -5,17 +5,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from frisket import checkpoint
-from frisket.checkpoint import MODEL_STATES
+from frisket import checkpoint, plugins
 from frisket.errors import UserError
 from frisket.models.sam import Sam
 from frisket.models.zoo import build, entries
 from frisket.runfiles import RunFiles
+from frisket.weights.deepspeed import MODEL_STATES
 
 SMALL = {"image_size": 64, "width": 16, "depth": 1, "heads": 2, "global_blocks": (0,)}
 
@@ -112,7 +113,7 @@ import os, sys
 os.environ.update(DS_ACCELERATOR="cpu", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
 import torch, deepspeed
 from frisket import checkpoint
-from frisket.checkpoint import MODEL_STATES
+from frisket.weights.deepspeed import MODEL_STATES
 folder, weights = sys.argv[1:]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.rendezvous", rank=0, world_size=1)
 module = torch.nn.Module()
@@ -139,17 +140,26 @@ def test_zero_folder_of_deepspeed_itself(sam: Sam, tmp_path: Path, monkeypatch: 
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert list((folder / "checkpoint").glob("*_optim_states.pt"))
-    assert same(sam, checkpoint.load(folder))
+    assert same(sam, checkpoint.load(folder))  # by weights-only reading, though DeepSpeed's parts hold its own classes
+
+    (part,) = (folder / "checkpoint").glob("*_optim_states.pt")
+    content = torch.load(part, weights_only=False)
+    torch.save(content | {"harm": Harmful()}, part)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"_optim_states\.pt: posix\.mkdir.*set trust=true"):
+        checkpoint.load(folder)
+    assert not (tmp_path / "harm").exists()
+    assert same(sam, checkpoint.load(folder, trust=True))
+    assert (tmp_path / "harm").exists()  # that is what trusting means
 
 
-@pytest.mark.skipif("deepspeed" in sys.modules, reason="deepspeed is already imported")
 def test_zero_folder_without_deepspeed_says_what_to_install(
     sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = deepspeed_folder(tmp_path / "last.ckpt", sam)
     torch.save({}, folder / "checkpoint" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
-    monkeypatch.setitem(sys.modules, "deepspeed.utils.zero_to_fp32", None)  # Python's way to say "not installed"
-    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    for name in {"deepspeed", *(name for name in sys.modules if name.startswith("deepspeed."))}:
+        monkeypatch.setitem(sys.modules, name, None)  # Python's way to say "not installed"
     with pytest.raises(UserError, match=r"pip install 'frisket\[deepspeed\]'"):
         checkpoint.load(folder)
 
@@ -242,8 +252,20 @@ def test_other_content_is_one_sentence(sam: Sam, tmp_path: Path) -> None:
     for content, said in (
         ([1, 2], "holds a list"),
         ({}, "holds no state dict"),
-        ({"model": {}}, "without a 'frisket' record"),
-        ({"state_dict": sam.state_dict()}, "without a 'frisket' record"),
+        ({"model": {}}, "holds no state dict"),
+        (
+            {"state_dict": {"head.weight": torch.zeros(2)}, "pytorch-lightning_version": "2.5"},
+            "is a Lightning checkpoint of another model (1 tensors: head.weight), none of them under 'image_encoder.'",
+        ),
+        (
+            {f"{who}.image_encoder.pos_embed": torch.zeros(1) for who in ("student", "teacher")},
+            "holds several models (student., teacher.)",
+        ),
+        ({"frisket": 1, **record(sam), "form": "int8"}, "form 'int8' and this frisket reads float"),
+        (
+            {"frisket": 1, **record(sam), "name": "tiny_vit", "plugin": "my_package.tiny"},
+            "'tiny_vit', a model of the plug-in my_package.tiny: load that too, plugins=[my_package.tiny]",
+        ),
         ({"weight": 3}, "weight is not a tensor"),
         ({"frisket": 2}, "format 2"),
         ({"frisket": {"name": "sam_vit_x", "changes": {}}, "state_dict": {"sam.a": torch.zeros(1)}}, "sam_vit_x"),
@@ -387,3 +409,83 @@ def test_fingerprint_reads_tensors_and_shapes_and_ignores_order() -> None:
     # sha256 of "a \nb 1x2\n": a scalar has an empty dimension string.
     expected = "51da3a0dabc333a1c181c7a8f76472e3d876d39500deda408e9c2da4c00457a1"
     assert checkpoint.fingerprint({"b": (1, 2), "a": ()}) == expected
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrap"),
+    [("module.", ()), ("", ("model",)), ("model.", ("state_dict",)), ("_orig_mod.module.", ("state_dict", "model"))],
+)
+def test_wrappers_of_other_trainers_are_taken_off(tmp_path: Path, prefix: str, wrap: tuple[str, ...]) -> None:
+    content: Any = {prefix + key: value for key, value in build("sam_vit_t", **SMALL).state_dict().items()}
+    for key in wrap:
+        content = {key: content, "epoch": 3}
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="fits 'sam_vit_t' with image_size=64, width=16, depth=1, heads=2, global_bl"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+def test_a_wrapped_public_file_loads(tmp_path: Path) -> None:
+    state = meta_file(tmp_path / "plain.pth", "sam_vit_b")
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 1}, tmp_path / "x.pth")
+    loaded = checkpoint.load(tmp_path / "x.pth")
+    assert loaded.name == "sam_vit_b"
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_students_state_dict_says_which_settings_would_fit(tmp_path: Path) -> None:
+    path = tmp_path / "student.pth"
+    with torch.random.fork_rng():
+        sam = build("lightening", image_size=128, width=48, depth=2, heads=3, mlp_ratio=2.0)
+    torch.save(sam.state_dict(), path)
+    with pytest.raises(UserError) as refusal:
+        checkpoint.load(path)
+    said = str(refusal.value)
+    assert (
+        "fits 'lightening' with image_size=128, width=48, depth=2, mlp_ratio=2.0, and perhaps others of heads" in said
+    )
+    # and so it is: what the sentence says can be loaded
+    again = build("lightening", image_size=128, width=48, depth=2, mlp_ratio=2.0)
+    again.load_state_dict(torch.load(path, weights_only=True))
+
+
+def test_a_public_file_goes_by_its_own_name(sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRISKET_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"looked for .*sam_vit_b_01ec64\.pth.*download Meta's"):
+        checkpoint.load("sam_vit_b_01ec64.pth")
+    for name in ("sam_vit_t.pt", "mine.pt"):
+        checkpoint.save(sam, tmp_path / name)
+        assert same(sam, checkpoint.load(name))
+    with pytest.raises(UserError, match="there is no checkpoint at vit_b: did you mean 'sam_vit_b'"):
+        checkpoint.load("vit_b")
+
+
+def test_a_flipped_bit_is_refused_in_every_form(sam: Sam, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("model.pt", "last.ckpt", "x.pth")]
+    checkpoint.save(sam, paths[0])
+    torch.save(training_checkpoint(sam), paths[1])
+    torch.save(sam.state_dict(), paths[2])
+    folder = deepspeed_folder(tmp_path / "deep.ckpt", sam)
+    for path, loaded in zip([*paths, folder / "checkpoint" / MODEL_STATES], [*paths, folder]):
+        flip(path)
+        with pytest.raises(UserError, match=r"is damaged: .* has not the checksum"):
+            checkpoint.load(loaded)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(sam: Sam, tmp_path: Path, wrong: float) -> None:
+    with torch.no_grad():
+        sam.mask_decoder.iou_token.weight[0, 3] = wrong
+    checkpoint.save(sam, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"NaN or infinity in mask_decoder\.iou_token\.weight: its training diverged"):
+        checkpoint.load(tmp_path / "model.pt")
+
+
+def test_a_plug_ins_model_remembers_its_module(tmp_path: Path) -> None:
+    plugins.load(["plugged"])
+    sam = build("pyramid", image_size=64, width=4)
+    checkpoint.save(sam, tmp_path / "model.pt")
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["plugin"] == "plugged"
+    assert same(sam, checkpoint.load(tmp_path / "model.pt"))
+    code = f"from frisket import checkpoint; checkpoint.load({str(tmp_path / 'model.pt')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "'pyramid', a model of the plug-in plugged: load that too, plugins=[plugged]" in done.stderr

@@ -7,6 +7,9 @@ Source  Segment Anything (arXiv 2304.02643) and its public checkpoints' layout; 
 Shape letters: B images, h and w token rows and columns, C channels, d channels of one head.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,6 +69,18 @@ def neck(width: int, out: int = 256) -> nn.Sequential:
         nn.Conv2d(out, out, kernel_size=3, padding=1, bias=False),
         LayerNorm2d(out),
     )
+
+
+def plain_vit(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What {key: shape} of a state dict of a ViT with SAM's key names tells of its config; else a LookupError."""
+    width, channels = shapes["patch_embed.proj.weight"][0], shapes["neck.0.weight"][0]
+    return {
+        "image_size": STRIDE * shapes["pos_embed"][1],
+        "width": width,
+        "depth": sum(key.startswith("blocks.") and key.endswith(".norm1.weight") for key in shapes),
+        "mlp_ratio": shapes["blocks.0.mlp.lin1.weight"][0] / width,
+        "out_channels": channels,
+    }
 
 
 def resample_position(pos: Tensor, size: tuple[int, int]) -> Tensor:

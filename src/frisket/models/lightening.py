@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from frisket.errors import UserError
 from frisket.kernels.attention import parse
 from frisket.kernels.dilated import Layout, attend
-from frisket.models.blocks import MLPBlock, PatchEmbed, neck, resample_position
+from frisket.models.blocks import MLPBlock, PatchEmbed, neck, plain_vit, resample_position
 from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
 
@@ -135,6 +135,7 @@ class LighteningEncoder(nn.Module):
 
     no_decay = ("pos_embed",)
     may_differ = ("backend",)
+    settings_of = staticmethod(plain_vit)
 
     def __init__(self, config: LighteningConfig | None = None) -> None:
         super().__init__()

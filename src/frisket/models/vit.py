@@ -11,8 +11,9 @@ It is exactly a longer dot product,
 so any flash kernel computes it without ever holding the array. `relative_attention_reference` is the plain form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from frisket.models.blocks import (
     MLPBlock,
     PatchEmbed,
     neck,
+    plain_vit,
     resample_position,
     resample_relative,
     window_merge,
@@ -181,6 +183,18 @@ class ImageEncoderViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x, ())[0]
+
+    @staticmethod
+    def settings_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """As the contract says: all of them."""
+        told = plain_vit(shapes)
+        tables = [shapes[f"blocks.{i}.attn.rel_pos_h"] for i in range(told["depth"])]
+        reach = [(rows + 1) // 2 for rows, _ in tables]
+        side = told["image_size"] // STRIDE
+        told["heads"] = told["width"] // tables[0][1]
+        told["global_blocks"] = tuple(i for i, cells in enumerate(reach) if cells == side)
+        windows = {cells for cells in reach if cells != side}
+        return told | ({"window": windows.pop()} if windows else {})
 
     def macs(self, side: int) -> int:
         """As the contract says; windows filled up to their size count, and relative positions as SAM writes them."""
