@@ -420,7 +420,7 @@ def test_wrappers_of_other_trainers_are_taken_off(tmp_path: Path, prefix: str, w
     for key in wrap:
         content = {key: content, "epoch": 3}
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="fits 'sam_vit_t' with image_size=64, width=16, depth=1, heads=2, global_bl"):
+    with pytest.raises(UserError, match="fits 'sam_vit_b' with image_size=64, width=16, depth=1, heads=2, global_bl"):
         checkpoint.load(tmp_path / "x.pt")
 
 
