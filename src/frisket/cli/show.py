@@ -40,7 +40,7 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
         if isinstance(config, RecipeConfig):
             check(config)
             for key, spec in specs(config).items():
-                encoder = zoo.ENCODERS[spec.name].config
+                encoder = zoo.entry(spec.name).config
                 about += settings.describe(type(encoder), f"{key}.encoder.", encoder)
                 whole = knobs(spec.name, spec.encoder)
                 spec.encoder = {k: value for k, value in whole.items() if k in spec.encoder or k != "image_size"}
