@@ -132,12 +132,14 @@ def test_the_wheel_prepares_trains_predicts_and_judges_elsewhere(installed: Path
     picture = "runs/eval/masks.png"  # any picture will do
     commands = (
         ["prep", "prep_synthetic", "count=4", "side=96", "workers=1", "out=data"],
-        ["train", "train_sam", "on/debug", "data.train=data", "data.val=null", *small],
+        ["train", "train_sam", "demo/debug", "on/cpu", "data.train=data", "data.val=null", *small],
         ["eval", "eval_miou", "checkpoint=runs/train_sam", "data=data", "limit=2", "pictures=1"],
+        ["report", "runs/eval"],
         ["predict", picture, "checkpoint=runs/train_sam", "box=[4,4,40,40]"],
     )
     # in one process: starting costs more than all the work
     run(installed / "python", "-c", ALL, *(json.dumps(words) for words in commands), cwd=tmp_path)
     assert (tmp_path / "runs" / "eval" / "eval.json").is_file()
     assert (tmp_path / "runs" / "predict" / "masks.json").is_file()
+    assert "prefers-color-scheme" in (tmp_path / "runs" / "report.html").read_text()
     assert "frisket" in run(installed / "frisket", "--version", cwd=tmp_path)

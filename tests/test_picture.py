@@ -16,6 +16,7 @@ from frisket.picture import (
     colour,
     comparison,
     grid,
+    mounting,
     noted,
     overlay,
 )
@@ -140,3 +141,18 @@ def test_comparison_places_prompts_in_the_photographs_pixels() -> None:
 def test_an_empty_sheet_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         grid([[], []])
+
+
+def test_mounting_is_the_paper_and_mount_of_a_sheet_and_nothing_of_a_photograph() -> None:
+    wide, tall = Image.new("RGB", (64, 40), "white"), Image.new("RGB", (32, 64), "white")
+    sheet = grid([[("a", wide), ("b", tall)], [("c", wide)]], width=64, gap=4)
+    clear = mounting(sheet)
+    strip = round(11 * 1.8)
+    first, second = (4, 4), (72, 4)  # the cells' corners
+    assert clear[:4].all() and clear[-4:].all() and clear[:, :4].all() and clear[:, 68:72].all() and clear[:, -4:].all()
+    assert not clear[first[1] : first[1] + strip + 40, first[0] : first[0] + 64].any()  # a white photograph is kept
+    body = clear[second[1] + strip : second[1] + strip + 64, second[0] : second[0] + 64]
+    assert body[:, :16].all() and not body[:, 16:48].any() and body[:, 48:].all()  # mount beside a tall one
+    assert clear[4 + strip + 64 + 4 :, 72:].all()  # no picture there
+    assert not mounting(Image.effect_mandelbrot((64, 40), (-2, -1, 1, 1), 40).convert("RGB")).any()
+    assert not mounting(wide).any()

@@ -155,6 +155,32 @@ def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], *, width: int = 320,
     return sheet
 
 
+def mounting(sheet: Image.Image) -> np.ndarray:
+    """bool (H, W): where a sheet by `grid` shows paper between its cells or mount beside an image; of any other
+    picture nothing. A page may then let its own ground through."""
+    pixels = np.asarray(sheet.convert("RGB"))
+    bare = (pixels == PAPER).all(axis=2)
+    clear = np.zeros(bare.shape, bool)
+    gap = int(np.argmin(np.append(bare.all(axis=1), False)))  # the first row that is not paper begins a strip
+    if not gap or gap >= min(bare.shape):
+        return clear
+    dark = np.append(False, (pixels[:, gap] == STRIP).all(axis=1))
+    tops = [y for y in np.flatnonzero(dark[1:] & ~dark[:-1]) if bare[y - gap : y].all()]
+    lefts = [x for x in np.flatnonzero(bare.all(axis=0)) if x + 1 < bare.shape[1] and not bare[:, x + 1].all()]
+    if not tops or not lefts:
+        return clear
+    clear[:, bare.all(axis=0)] = True
+    clear[-gap:] = bare[-gap:].all()
+    for top, end in zip(tops, [*(top - gap for top in tops[1:]), len(bare) - gap]):
+        clear[top - gap : top] = True
+        for left, right in zip(lefts, [*lefts[1:], bare.shape[1]]):
+            cell = np.s_[top:end, left + 1 : right]
+            photo = (pixels[cell] != STRIP).any(axis=2).all(axis=1)  # rows below the strip
+            sides = (pixels[cell][photo] == MOUNT).all(axis=(0, 2))
+            clear[cell] |= bare[cell].all() | (sides[None] & photo[:, None])
+    return clear
+
+
 def comparison(rows: Sequence[Sequence[Panel]], *, width: int = 320) -> Image.Image:
     """A sheet of panels, one row per photograph: image | teacher | student | truth, say."""
     return grid([[(panel.title, _draw(panel, width)) for panel in row] for row in rows], width=width)

@@ -16,7 +16,7 @@ from PIL import Image
 from frisket.report import report
 
 BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),
+    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))),
     None,
 )
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a headless Chromium: none is installed")
@@ -26,14 +26,14 @@ const told = { errors: [], refused: [] };
 addEventListener("error", (event) => told.errors.push(String(event.message)));
 addEventListener("securitypolicyviolation", (event) => told.refused.push(event.blockedURI));
 addEventListener("load", () => {
-  for (const one of document.querySelectorAll("details")) one.open = true;
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
   const root = document.documentElement;
   told.wide = root.scrollWidth - root.clientWidth;
   told.width = root.clientWidth;
   told.pictures = Array.from(document.images, (image) => image.naturalWidth);
   const table = document.querySelector("table.sortable");
   const order = () => Array.from(table.tBodies[0].rows, (row) => row.cells[0].dataset.value);
-  const button = table.querySelectorAll("thead button")[2];
+  const button = table.querySelectorAll("thead button")[1];
   told.orders = [order()];
   for (let turn = 0; turn < 2; turn++) {
     button.focus();
@@ -41,7 +41,19 @@ addEventListener("load", () => {
     told.orders.push(order());
     told.sort = button.closest("th").getAttribute("aria-sort");
   }
-  parent.postMessage(JSON.stringify(told), "*");
+  setTimeout(() => {  // the folds have told the page that they are open
+    const frames = Array.from(document.querySelectorAll(".scroll"));
+    const edge = (frame) => Math.min(...Array.from(frame.querySelector("thead tr:last-child").cells,
+      (cell) => Math.abs(cell.offsetLeft + cell.offsetWidth - frame.clientWidth)));
+    told.scrolling = frames.filter((frame) => frame.scrollWidth > frame.clientWidth + 1).length;
+    told.cut = frames.filter((frame) => edge(frame) > 2.5).map((frame) => frame.getAttribute("aria-label"));
+    told.texts = Array.from(document.querySelectorAll(".chart svg[role=img]"), (drawing) => {
+      const box = drawing.getBoundingClientRect();
+      return Array.from(drawing.querySelectorAll("text"), (text) => text.getBoundingClientRect()).every(
+        (text) => text.left >= box.left - 0.5 && text.right <= box.right + 0.5 && text.bottom <= box.bottom + 0.5);
+    });
+    parent.postMessage(JSON.stringify(told), "*");
+  }, 200);
 });
 </script>"""
 
@@ -92,6 +104,8 @@ def test_it_runs_without_an_error_and_never_scrolls_sideways(page: Path, tmp_pat
     assert told["width"] == width
     assert told["wide"] == 0
     assert told["pictures"] == [640, 640, 60]
+    assert told["scrolling"] and told["cut"] == []  # a wide table ends at a column's edge, never within a number
+    assert len(told["texts"]) > 2 and all(told["texts"])  # no tick is clipped
     first, down, up = told["orders"]  # the overview's first number: box mIoU .5, .75, .625
     assert first == ["a model with a rather long name, step 120000", EVIL, "third"]
     assert down == [EVIL, "third", "a model with a rather long name, step 120000"]

@@ -1,4 +1,4 @@
-"""`frisket report RUN… [out=…] [title=…]`: results of runs and published numbers as one HTML page that opens offline.
+"""`frisket report RUN… [key=value …]`: results of runs and published numbers as one HTML page that opens offline.
 
     frisket report runs/eval runs/eval_latency runs/train_sam out=runs/report.html
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from frisket import config
+from frisket import config as settings
 from frisket.errors import UserError
 from frisket.plugins import Extensible
 from frisket.report.report import write
@@ -18,11 +18,16 @@ from frisket.report.report import write
 
 @dataclass
 class ReportConfig(Extensible):
-    """runs: folders, or the command's words; out: the page; title: its heading."""
+    """One page."""
 
     runs: list[str] = field(default_factory=list)
+    """Folders of runs, where the command names none."""
     out: str = "runs/report.html"
+    """The page."""
     title: str = "Leaderboard"
+    """Its heading."""
+    vitdet: list[str] = field(default_factory=list)
+    """ViTDet-H's results files: AP prompted with these very files stands beside AP published with its boxes."""
 
 
 def schema(files: Sequence[str], overrides: Sequence[str]) -> type[ReportConfig]:
@@ -32,11 +37,10 @@ def schema(files: Sequence[str], overrides: Sequence[str]) -> type[ReportConfig]
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Write the page and say where it is; return the exit code."""
-    yamls, folders = config.split(files)
-    settings = config.load(ReportConfig, yamls, overrides)
-    if Path(settings.out).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"out={settings.out} must end in .html: the report is one page")
-    given = folders or settings.runs
-    path = write(given, settings.out, title=settings.title)
+    yamls, folders = settings.split(files)
+    config = settings.load(ReportConfig, yamls, overrides)
+    if Path(config.out).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"out={config.out} must end in .html: the report is one page")
+    path = write(folders or config.runs, config.out, title=config.title, vitdet=config.vitdet)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens offline)")
     return 0

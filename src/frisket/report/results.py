@@ -1,66 +1,85 @@
 """Reads what runs left behind, and sorts their numbers into boards: one task, one protocol, one data set each.
 
-Use     found = [part for path in paths for part in read(path)]; boards(evaluations)
-Source  our choice. eval.json is by `frisket.engine.evaluate`, the rest by `frisket.engine.rundir`. Two
-        results stand in one table only when task, protocol sentence, data, limit and (for times) hardware are equal.
+Use     parts = [part for path in paths for part in read(path)]; boards(evaluations)
+Source  our choice. eval.json is by `frisket.engine.evaluate`, the rest by `frisket.engine.rundir`. Two results stand in
+        one table only when what eval.json tells of itself is equal: protocol, data set, strategy and, for times, the
+        hardware. Files of schema 1 tell only a sentence: they have boards of their own, and join nothing published.
 """
 
 import csv
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frisket import config
+from frisket import config as settings
 from frisket.errors import UserError
-from frisket.everything import grid
-from frisket.report.published import BSDS, COCO, LVIS, TABLES, Table
+from frisket.report.published import Published, equal, tables
 
-TASKS = {
-    "miou": "Boxes and clicks",
-    "instance": "Instance segmentation from boxes",
-    "everything": "Segment everything",
-    "edges": "Edges",
-    "latency": "Cost: time, memory, MACs",
-}
-"""Headings, in the page's order; a task that is not here gets its own name, last."""
-
+WORDS = settings.read(Path(__file__).with_name("words.yaml"))
 COUNTS = ("masks", "images", "objects", "detections", "annotations", "drawings", "n")
 """Keys that say how much was judged; they belong to every protocol of a result, and alone make no row."""
 
 
 @dataclass
 class Evaluation:
-    """One eval.json: `name` is its folder's, `report` its content."""
+    """One eval.json. name: its folder's; report: its content; named: whether it tells protocol and data set by fields
+    (schema 2), not by a sentence and a path; what a file does not say is empty."""
 
     path: Path
     name: str
     report: dict[str, Any]
+    task: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    named: bool
 
     @property
-    def task(self) -> str:
-        """Its task; "evaluation" in files that do not say."""
-        return str(self.report.get("task") or "evaluation")
+    def hardware(self) -> str:
+        """What times depend on: the GPU, or the CPU and its threads; "" for tasks that measure none."""
+        if self.task != "latency":
+            return ""
+        threads = self.settings.get("place.threads") or self.settings.get("threads") or "?"
+        cpu = f"{self.environment.get('cpu', 'unknown CPU')}, {threads} thread{'s' * (threads != 1)}"
+        return str(self.environment.get("gpu") or cpu)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Its settings, {} in files that do not say."""
-        return _mapping(self.report.get("settings"))
+    def data(self) -> str:
+        """Its data set in words: a public set's name, else the path that was given, and how many images."""
+        path = str(self.report.get("data") or self.settings.get("truth") or "")
+        if not self.named:
+            return path
+        told = self.report["dataset"]
+        known, images = WORDS["datasets"].get(told.get("name")), scalar(told.get("images"))
+        name = f"{known} {told.get('split') or ''}".strip() if known else path or str(told.get("name"))
+        return name if images is None else f"{name}, {images:,.0f} image{'s' * (images != 1)}"
 
     @property
-    def environment(self) -> dict[str, Any]:
-        """What it ran on, {} in files that do not say."""
-        return _mapping(self.report.get("environment"))
+    def protocols(self) -> list[str]:
+        """The names of the protocols of prompts and clicks that it was judged by."""
+        given = self.settings.get("protocol") or []
+        if self.named:
+            given = mapping(self.report["protocol"].get("arguments")).get("protocols") or []
+        return given if isinstance(given, list) else [given]
+
+    @property
+    def note(self) -> str:
+        """What a heading says besides protocol and data: hardware, strategy, or what a file of schema 1 leaves out."""
+        limit, split = self.settings.get("limit"), self.settings.get("split")
+        old = [f"first {limit} only" if limit else "", f"split {split}" if split else ""]
+        words = [mapping(self.report.get("strategy")).get("name")] if self.named else old
+        return "; ".join(str(word) for word in [*words, self.hardware] if word)
 
     def parameters(self, label: str) -> float | None:
-        """How many weights the model called `label` has."""
-        return scalar(_mapping(self.report.get("parameters")).get(label))
+        """How many weights the model called `label` has; None for a baseline, or where it is not told."""
+        return scalar(mapping(self.report.get("parameters")).get(label))
 
     def digest(self, label: str) -> str:
         """SHA-256 of that model's weights, "" when unknown."""
-        return str(_mapping(self.report.get("weights")).get(label) or "")
+        return str(mapping(self.report.get("weights")).get(label) or "")
 
 
 @dataclass
@@ -76,7 +95,7 @@ class Training:
 
 @dataclass
 class Entry:
-    """One model on one board. `numbers` holds what the board's part of eval.json held, keys without the preset."""
+    """One model on one board; `numbers` without the preset in their keys."""
 
     label: str
     numbers: dict[str, Any]
@@ -85,20 +104,24 @@ class Entry:
 
 @dataclass
 class Board:
-    """Results that may be compared: everything but the model is equal. `published`: tables that may join them."""
+    """Results that may be compared: everything but the model is equal. preset: which of several protocols in one file,
+    or ""; told: all that had to be equal; sentence: the protocol in words; published: tables that may join."""
 
-    task: str
     preset: str
-    protocol: str
-    data: str
-    note: str
+    told: dict[str, Any]
+    sentence: str
     entries: list[Entry] = field(default_factory=list)
-    published: list[Table] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
 
     @property
-    def evaluations(self) -> list[Evaluation]:
-        """The runs on this board, each once."""
-        return list({id(entry.evaluation): entry.evaluation for entry in self.entries}.values())
+    def first(self) -> Evaluation:
+        """Any of its runs: they tell alike."""
+        return self.entries[0].evaluation
+
+    @property
+    def task(self) -> str:
+        """The task of all."""
+        return self.first.task
 
 
 def read(path: str | Path) -> list[Evaluation | Training]:
@@ -112,20 +135,17 @@ def read(path: str | Path) -> list[Evaluation | Training]:
         return [read_evaluation(path)]
     if not path.exists():
         raise UserError(f"there is no run at {path}: give folders that `frisket eval` or `frisket train` wrote (out=…)")
-    found: list[Evaluation | Training] = []
+    parts: list[Evaluation | Training] = []
     if (path / "eval.json").is_file():
-        found.append(read_evaluation(path / "eval.json"))
+        parts.append(read_evaluation(path / "eval.json"))
     if (path / "metrics.csv").is_file():
-        found.append(read_training(path))
-    if not found:
-        found = [part for folder in sorted(path.iterdir()) if _holds(folder) for part in read(folder)]
-    if not found:
+        parts.append(read_training(path))
+    if not parts:
+        holding = [p for p in sorted(path.iterdir()) if (p / "eval.json").is_file() or (p / "metrics.csv").is_file()]
+        parts = [part for folder in holding for part in read(folder)]
+    if not parts:
         raise UserError(f"{path} holds neither eval.json nor metrics.csv: evaluate or train first, or name its folder")
-    return found
-
-
-def _holds(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("eval.json", "metrics.csv"))
+    return parts
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -134,7 +154,10 @@ def read_evaluation(path: Path) -> Evaluation:
     models = report.get("models") if isinstance(report, dict) else None
     if not isinstance(models, dict) or not models or not all(isinstance(m, dict) for m in models.values()):
         raise UserError(f"{path} holds no 'models' with numbers: it is not what `frisket eval` writes; evaluate again")
-    return Evaluation(path, path.parent.name or path.stem, report)
+    named = report.get("schema") == 2 and all(isinstance(report.get(key), dict) for key in ("protocol", "dataset"))
+    task, name = str(report.get("task") or "evaluation"), path.parent.name or path.stem
+    told, here = mapping(report.get("settings")), mapping(report.get("environment"))
+    return Evaluation(path, name, report, task, told, here, named)
 
 
 def read_training(folder: Path) -> Training:
@@ -148,123 +171,75 @@ def read_training(folder: Path) -> Training:
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}): it is not a training run's") from error
-    if not any("step" in row for row in rows):
+    rows = [row for row in rows if "step" in row]
+    if not rows:
         raise UserError(f"{path} has no step: it is not a training run's metrics, or nothing was logged yet")
     summary = _json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-    settings = config.read(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
-    return Training(folder, folder.name, rows, _mapping(summary), settings)
+    config = settings.read(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+    return Training(folder, folder.name, rows, mapping(summary), config)
 
 
-def boards(evaluations: list[Evaluation]) -> list[Board]:
-    """Every comparable group of results, in the order of TASKS and then as given."""
-    found: dict[tuple[str, ...], Board] = {}
+def boards(evaluations: list[Evaluation], detectors: Mapping[str, str]) -> list[Board]:
+    """Every comparable group of results, in the order of words.yaml's tasks and then as given.
+
+    detectors: {SHA-256 of a detector's results file: the name by which published tables know it}.
+    """
+    groups: dict[str, Board] = {}
     for evaluation in evaluations:
-        labels = _mapping(evaluation.report["models"])
-        for preset in presets(evaluation):
-            told = sentence(evaluation, preset)
-            data = str(evaluation.report.get("data") or evaluation.settings.get("truth") or "")
-            identity = (evaluation.task, preset, told, data, note(evaluation))
-            board = found.setdefault(identity, Board(*identity))
-            for label, numbers in labels.items():
-                mine = of_preset(numbers, preset, presets(evaluation))
-                if any(key not in COUNTS for key in mine):
-                    board.entries.append(Entry(label, mine, evaluation))
-    order = [*TASKS, *dict.fromkeys(board.task for board in found.values())]
-    result = sorted((b for b in found.values() if b.entries), key=lambda board: order.index(board.task))
-    for board in result:
-        board.published = [table for table in TABLES if comparable(table, board)]
-    return result
+        parts = presets(evaluation.report["models"], evaluation.protocols)
+        for preset, models in parts.items():
+            told = identity(evaluation, preset, detectors)
+            board = Board(preset, told, sentence(evaluation, preset, parts))
+            board = groups.setdefault(json.dumps(told, sort_keys=True, default=str), board)
+            board.entries += [Entry(label, numbers, evaluation) for label, numbers in models.items()]
+    order = [*WORDS["tasks"], *(board.task for board in groups.values())]
+    for board in groups.values():
+        board.published = [t for t in tables() if t.equal and t.task == board.task and equal(t.equal, board.told)]
+    return sorted(groups.values(), key=lambda board: order.index(board.task))
 
 
-def presets(evaluation: Evaluation) -> list[str]:
-    """Names of the protocols whose numbers one eval.json holds as name/what/measure; else [the single one's, or ""]."""
-    keys = [key for numbers in evaluation.report["models"].values() for key in numbers]
-    found = list(dict.fromkeys(key.split("/")[0] for key in keys if key.count("/") >= 2))
-    if found:
-        rest = any(key.split("/")[0] not in found and key not in COUNTS for key in keys)
-        return [*found, ""] if rest else found
-    named = evaluation.settings.get("protocol")
-    named = named if isinstance(named, list) else [named] if isinstance(named, str) and named else []
-    return [str(named[0])] if len(named) == 1 and named[0] != "all" else [""]
+def presets(models: dict[str, dict[str, Any]], told: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{preset: {label: numbers}}: keys name/what/measure are the protocol `name`'s, all others those of "", or of the
+    only protocol `told`. Counts without a name are every protocol's; a model of which only counts are left goes."""
+    names = {key.split("/")[0] for numbers in models.values() for key in numbers if key.count("/") >= 2}
+    alone = told[0] if len(told) == 1 and told[0] != "all" else ""
+    parts: dict[str, dict[str, dict[str, Any]]] = {}
+    for label, numbers in models.items():
+        shared = {key: value for key, value in numbers.items() if key in COUNTS}
+        for key, value in numbers.items():
+            first, _, rest = key.partition("/")
+            preset, rest = (first, rest) if first in names else (alone, key)
+            parts.setdefault(preset, {}).setdefault(label, {})[rest] = value
+        for part in parts.values():
+            part[label] = shared | part.get(label, {})
+    kept = {preset: {k: v for k, v in part.items() if v.keys() - {*COUNTS}} for preset, part in parts.items()}
+    return {preset: part for preset, part in kept.items() if part}
 
 
-def of_preset(numbers: dict[str, Any], preset: str, known: list[str]) -> dict[str, Any]:
-    """The numbers of one preset, its name cut off; with a single one, all of them."""
-    if len(known) == 1 and not any(key.startswith(f"{preset}/") for key in numbers):
-        return dict(numbers)
+def identity(evaluation: Evaluation, preset: str, detectors: Mapping[str, str]) -> dict[str, Any]:
+    """All that must be equal for two results to share a table, and what a published table compares itself with."""
+    report, told = evaluation.report, {"task": evaluation.task, "hardware": evaluation.hardware}
+    if not evaluation.named:
+        words = {"preset": preset, "sentence": report.get("protocol"), "data": evaluation.data, "note": evaluation.note}
+        return told | {"schema": 1} | words
+    arguments = dict(mapping(report["protocol"].get("arguments")))
     if preset:
-        mine = {key.removeprefix(f"{preset}/"): v for key, v in numbers.items() if key.startswith(f"{preset}/")}
-        return mine | {key: numbers[key] for key in COUNTS if key in numbers and key not in mine}
-    return {key: value for key, value in numbers.items() if key.split("/")[0] not in known}
+        arguments["protocols"] = [preset]
+    for key in ("clicks", "maps"):  # not how it is measured but what of: a number's key names its click, a row its maps
+        arguments.pop(key, None)
+    digest = str(mapping(arguments.get("detections")).get("digest"))
+    if digest in detectors:
+        arguments["detections"] = detectors[digest]
+    protocol = {"name": report["protocol"].get("name"), "arguments": arguments}
+    return told | {"protocol": protocol, "dataset": report["dataset"], "strategy": report.get("strategy")}
 
 
-def sentence(evaluation: Evaluation, preset: str) -> str:
-    """What the result says of its protocol; of several ("a: …; b: …; set") only `preset`'s part and the set's."""
+def sentence(evaluation: Evaluation, preset: str, known: Collection[str]) -> str:
+    """The protocol in words; of a sentence over several ("a: …; b: …") what belongs to `preset`. For reading only."""
     told = evaluation.report.get("protocol")
-    whole = str((told.get("sentence") if isinstance(told, dict) else told) or "not stated")
-    parts = whole.split("; ")
-    names = {match[1] for part in parts if (match := re.match(r"([\w.+-]+): ", part))}
-    if preset not in names:
-        return whole
-    kept, mine = [], True
-    for part in parts:
-        match = re.match(r"([\w.+-]+): ", part)
-        if match and match[1] in names:
-            mine = match[1] == preset
-        if mine:
-            kept.append(part)
-    if parts[-1] not in kept:
-        kept.append(parts[-1])  # the data set, which stands last and belongs to all
-    return "; ".join(kept)
-
-
-def note(evaluation: Evaluation) -> str:
-    """What else must be equal: a limit on the photographs, and for times the hardware."""
-    settings, here = evaluation.settings, evaluation.environment
-    words = [f"first {settings['limit']} only"] if settings.get("limit") else []
-    if settings.get("split") and (
-        evaluation.task == "edges" or "bsds" in str(evaluation.report.get("protocol")).lower()
-    ):
-        words.append(f"split {settings['split']}")
-    if evaluation.task == "latency":
-        threads = settings.get("threads", here.get("threads"))
-        words.append(str(here["gpu"]) if here.get("gpu") else f"{here.get('cpu', 'unknown CPU')}, {threads} thread(s)")
-    return "; ".join(words)
-
-
-def known_as(board: Board) -> str:
-    """The name by which published tables know a board's protocol; "" when it is no published one."""
-    s = board.entries[0].evaluation.settings
-    if board.task == "instance":
-        plain = "gt" if not s.get("detections") else str(s.get("output", ""))
-        vitdet = "vitdet" in str(s.get("detections", "")).lower()
-        if plain == "gt":
-            return plain if s.get("output") == "multimask" and not s.get("refine") else ""
-        return "" if not vitdet else "refine" if s.get("refine") else plain
-    if board.task == "everything":
-        sams = {"strategy": "grid", "points_per_side": 64, "pred_iou_thresh": 0, "stability_score_thresh": 0}
-        made = {
-            key: s.get(f"everything.{key}", s.get(f"generator.{key}", value))  # the older name
-            for key, value in asdict(grid.Config()).items()
-        }
-        return "ar1000" if made.items() >= (sams | {"crop_n_layers": 0, "box_nms_thresh": 0.9}).items() else ""
-    if board.task == "edges":
-        return "sam" if s.get("checkpoint") and s.get("nms") and s.get("thresholds") == 99 else ""
-    return board.preset
-
-
-def comparable(table: Table, board: Board) -> bool:
-    """Whether a published table has the board's task, protocol and (whole) data set: known by name and number."""
-    if not table.preset or table.task != board.task or "first " in board.note or table.preset != known_as(board):
-        return False
-    told = " ".join([board.data, board.protocol, board.note]).lower()
-    images = max((scalar(entry.numbers.get("images")) or 0 for entry in board.entries), default=0)
-    whole = {
-        COCO: "val2017" in told and "lvis" not in told and 4900 <= images <= 5000,
-        LVIS: "lvis" in told and "v1" in told and images >= 19000,
-        BSDS: "bsds" in told and "split test" in told and images == 200,
-    }
-    return whole.get(table.data, False)
+    told = str((told.get("sentence") if isinstance(told, dict) else told) or "not stated")
+    parts = re.split(rf"(?:^|; )({'|'.join(map(re.escape, known))}): ", told) if preset else []
+    return dict(zip(parts[1::2], parts[2::2])).get(preset, told)
 
 
 def scalar(value: Any) -> float | None:
@@ -274,16 +249,15 @@ def scalar(value: Any) -> float | None:
     return float(value)
 
 
-def curve(value: Any) -> list[float] | None:
-    """A list of numbers (None and NaN as NaN) with at least two, or None."""
-    if not isinstance(value, list) or len(value) < 2:
-        return None
-    if not all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in value):
-        return None
+def curve(value: Any) -> list[float]:
+    """A list of at least two numbers (None and NaN as NaN); [] for anything else."""
+    if not isinstance(value, list) or len(value) < 2 or not all(v is None or type(v) in (int, float) for v in value):
+        return []
     return [math.nan if v is None else float(v) for v in value]
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
+    """A mapping, or {} for anything else."""
     return value if isinstance(value, dict) else {}
 
 
