@@ -15,15 +15,15 @@ class Place:
     """auto: CUDA where torch sees a GPU."""
     devices: str = "auto"
     """How many per node; auto: all GPUs, or one CPU process."""
-    num_nodes: int = field(default=1, metadata={"least": 1})
+    num_nodes: int = field(default=1, metadata={"least": 1, "most": 10_000})
     """Nodes, outside Slurm."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Of the computation; weights stay fp32."""
     strategy: Literal["auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2"] = "auto"
     """How ranks work together; auto: DDP where there are several."""
-    threads: int | None = field(default=None, metadata={"least": 1})
+    threads: int | None = field(default=None, metadata={"least": 1, "most": 1024})
     """CPU threads of torch; null leaves its default."""
-    workers: int = field(default=4, metadata={"least": 0})
+    workers: int = field(default=4, metadata={"least": 0, "most": 1024})
     """Processes that read data, per device."""
     images_per_device: int | None = field(default=None, metadata={"least": 1})
     """Images a device takes at once, at most; what data.global_batch asks beyond is accumulated. Null: all."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from frisket.bench import edges
-from frisket.bench.harness import Setting, judge
+from frisket.bench.harness import Setting, ask
 from frisket.kernels.matching import match
 
 CPU = Setting(quick=True, device=torch.device("cpu"))
@@ -13,14 +13,14 @@ CPU = Setting(quick=True, device=torch.device("cpu"))
 
 def test_the_row_holds_and_does_some_work() -> None:
     case = edges.matching_row(CPU)
-    assert all(judge(guard).ok for guard in case.guards)
+    assert all(ask(guard).ok for guard in case.guards)
     assert sum(len(pairs) for pairs in case.ours()) == sum(len(pairs) for pairs in case.baseline()) > 50
 
 
 def test_a_pair_less_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edges, "match", lambda *given: match(*given)[1:])
     case = edges.matching_row(CPU)
-    assert not judge(case.guards[0]).ok
+    assert not ask(case.guards[0]).ok
 
 
 def test_a_dearer_matching_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,4 +31,4 @@ def test_a_dearer_matching_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(edges, "match", worse)
     case = edges.matching_row(CPU)
-    assert not judge(case.guards[0]).ok
+    assert not ask(case.guards[0]).ok

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from frisket import config
 from frisket.bench import harness
 from frisket.bench.harness import BenchConfig, Case, Row, Setting, at_least, at_most
 from frisket.environment import cpu_bf16
 from frisket.errors import UserError
+from frisket.place import Place
+
+CPU = Place(accelerator="cpu", threads=1)
 
 
 def row(name: str, *guards: harness.Guard, calls: list[str] | None = None) -> Row:
@@ -88,14 +92,14 @@ def test_threads_are_pinned_and_given_back(tmp_path: Path) -> None:
         return Case(lambda: seen.append(torch.get_num_threads()), lambda: None, [])
 
     torch.set_num_threads(3)
-    harness.run(BenchConfig(quick=True, threads=2, out=str(tmp_path / "b.json")), [Row("t", "t", make)])
+    harness.run(BenchConfig(quick=True, place=Place(threads=2), out=str(tmp_path / "b.json")), [Row("t", "t", make)])
     assert set(seen) == {2}
     assert torch.get_num_threads() == 3
 
 
 def test_the_json_names_the_environment(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "bench.json"
-    harness.run(BenchConfig(quick=True, device="cpu", out=str(out)), [row("a")])
+    harness.run(BenchConfig(quick=True, place=CPU, out=str(out)), [row("a")])
     report = json.loads(out.read_text())
     here = report["environment"]
     wanted = {
@@ -125,7 +129,7 @@ def test_every_row_works_at_small_sizes(tmp_path: Path) -> None:
     needed = {"dilated_r2", "dilated_r4", "lightening_fp32", "lightening_bf16", "rle_fill", "sa1b_raw", "sa1b_prepared"}
     assert needed <= set(names) and len(set(names)) == len(names)
     out = tmp_path / "bench.json"
-    assert harness.run(BenchConfig(quick=True, device="cpu", out=str(out)), rows) == 0
+    assert harness.run(BenchConfig(quick=True, place=CPU, out=str(out)), rows) == 0
     found = json.loads(out.read_text())["rows"]
     assert [r["name"] for r in found] == names
     assert all(r["guards"] for r in found), "a row without a guard proves nothing"
@@ -139,23 +143,25 @@ def test_bf16_rows_are_left_out_only_where_the_cpu_has_no_bf16(
 
     rows = [Row("exact", "w", make), Row("short", "w", make, bf16=True)]
     out = tmp_path / "b.json"
-    harness.run(BenchConfig(device="cpu", repeats=1, out=str(out)), rows)
+    harness.run(BenchConfig(place=CPU, repeats=1, out=str(out)), rows)
     names = [r["name"] for r in json.loads(out.read_text())["rows"]]
     assert names == (["exact", "short"] if cpu_bf16() else ["exact"])
     assert ("left out" in capsys.readouterr().out) == (not cpu_bf16())
-    harness.run(BenchConfig(device="cpu", repeats=1, rows=["short"], out=str(out)), rows)
+    harness.run(BenchConfig(place=CPU, repeats=1, rows=["short"], out=str(out)), rows)
     assert [r["name"] for r in json.loads(out.read_text())["rows"]] == ["short"]
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("word", "says"),
     [
-        (BenchConfig(rows=["dilated_r3"]), "did you mean 'dilated_r"),
-        (BenchConfig(threads=0), "threads=0"),
-        (BenchConfig(repeats=0), "repeats=0"),
-        (BenchConfig(device="gpu"), "auto, cpu or cuda"),
+        ("rows=[dilated_r3]", "did you mean 'dilated_r"),
+        ("place.threads=0", "place.threads=0 must be 1 or more"),
+        ("repeats=0", "repeats=0 must be 1 or more"),
+        ("seed=-1", "seed=-1 must be 0 or more"),
+        ("place.accelerator=gpus", "must be one of auto, cpu, gpu, cuda: did you mean 'gpu'"),
+        ("device=cuda", "device is now place.accelerator"),
     ],
 )
-def test_mistakes_get_one_sentence(config: BenchConfig, says: str) -> None:
+def test_mistakes_get_one_sentence(word: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        harness.run(config, harness.all_rows())
+        harness.run(config.load(BenchConfig, [], [word]), harness.all_rows())

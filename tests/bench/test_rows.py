@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from frisket.bench import attention, encoders, records
-from frisket.bench.harness import Setting, judge
+from frisket.bench.harness import Setting, ask
 from frisket.geometry import Frame
 from frisket.models.lightening import LighteningConfig, LighteningEncoder
 from frisket.models.vit import ImageEncoderViT
@@ -54,13 +54,13 @@ def test_dense_lightening_equals_ours(offsets: str, window: str) -> None:
 def test_encoder_guards_notice_a_wrong_student() -> None:
     case = encoders.encoder_row(CPU, torch.float32)
     with torch.no_grad():
-        assert all(judge(guard).ok for guard in case.guards)
+        assert all(ask(guard).ok for guard in case.guards)
         # the timed call and the guard share the student: reach it and break its attention
         student = next(
             cell.cell_contents for cell in case.ours.__closure__ if isinstance(cell.cell_contents, LighteningEncoder)
         )
         student.blocks[0].attn.offsets = "longnet"
-        assert not judge(case.guards[0]).ok
+        assert not ask(case.guards[0]).ok
 
 
 def test_blobs_fit_sa1b() -> None:

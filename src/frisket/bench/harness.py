@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,6 +27,7 @@ import frisket.bench
 from frisket.environment import cpu_bf16, environment
 from frisket.errors import UserError, nearest
 from frisket.files import write_json
+from frisket.place import Place
 from frisket.plugins import Extensible
 
 MIN_SAMPLE = 0.02  # seconds
@@ -35,20 +36,23 @@ SCHEMA = 1
 
 @dataclass
 class BenchConfig(Extensible):
-    """What to measure.
+    """What to measure."""
 
-    rows: names, all when empty; quick: tiny sizes that prove the mechanism, never a speed; threads: CPU threads of both
-    sides; repeats: samples of each side; warmup: calls before them; device: auto, cpu or cuda; out: the JSON.
-    """
-
+    renamed: ClassVar[dict[str, str]] = {"threads": "place.threads", "device": "place.accelerator"}
     rows: list[str] = field(default_factory=list)
+    """Names of rows; all when empty."""
     quick: bool = False
-    threads: int = 1
-    repeats: int = 7
-    warmup: int = 1
-    device: str = "auto"
-    seed: int = 0
+    """Tiny sizes that prove the mechanism, never a speed."""
+    repeats: int = field(default=7, metadata={"least": 1})
+    """Samples of each side."""
+    warmup: int = field(default=1, metadata={"least": 0})
+    """Calls before them."""
+    seed: int = field(default=0, metadata={"least": 0, "most": 2**32 - 1})
+    """Of the inputs."""
     out: str = "runs/bench.json"
+    """The JSON with every sample."""
+    place: Place = field(default_factory=lambda: Place(threads=1))
+    """A GPU where there is one, and one CPU thread for both sides."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,8 @@ class Result:
 
 def all_rows() -> list[Row]:
     """ROWS of every file in this folder, in the files' alphabetical order."""
-    found = (importlib.import_module(f"frisket.bench.{m.name}") for m in pkgutil.iter_modules(frisket.bench.__path__))
-    return [row for module in found for row in getattr(module, "ROWS", ())]
+    files = (importlib.import_module(f"frisket.bench.{m.name}") for m in pkgutil.iter_modules(frisket.bench.__path__))
+    return [row for module in files for row in getattr(module, "ROWS", ())]
 
 
 def choose(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
@@ -169,22 +173,20 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
 
     The JSON is rewritten after every row, so that a long run cut short keeps what it has.
     """
-    for name in ("threads", "repeats"):
-        if getattr(config, name) < 1:
-            raise UserError(f"bench: {name}={getattr(config, name)} must be at least 1")
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"bench: device={config.device} is not known: auto, cpu or cuda")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("bench: device=cuda was asked for, but torch sees no CUDA device: use device=cpu")
-    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    if config.place.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"bench: place.accelerator={config.place.accelerator} was asked for, but torch sees no GPU: use cpu"
+        )
+    use_cuda = config.place.accelerator != "cpu" and torch.cuda.is_available()
+    threads = config.place.threads or 1
     chosen = choose(rows, config.rows)
     slow = [] if config.rows or config.quick or use_cuda or cpu_bf16() else [row.name for row in chosen if row.bf16]
     results: list[Result] = []
-    with pinned(config.threads):
+    with pinned(threads):
         here = environment(
             cuda=use_cuda, repeats=1 if config.quick else config.repeats, quick=config.quick, seed=config.seed
         )
-        print(f"{here['gpu'] or here['cpu']}, {config.threads} thread(s), torch {here['torch']}, {here['attention']}")
+        print(f"{here['gpu'] or here['cpu']}, {threads} thread(s), torch {here['torch']}, {here['attention']}")
         if config.quick:
             print("quick=true: tiny sizes, one sample; the ratios mean nothing")
         if slow:
@@ -207,19 +209,20 @@ def measure(row: Row, config: BenchConfig, device: torch.device) -> Result:
     """Make one row ready, ask its guards, and time it when they hold."""
     torch.manual_seed(config.seed)
     case = row.make(Setting(config.quick, device, config.seed))
-    clock = "cuda events" if device.type == "cuda" else "thread CPU time" if config.threads == 1 else "wall time"
+    threads = config.place.threads or 1
+    clock = "cuda events" if device.type == "cuda" else "thread CPU time" if threads == 1 else "wall time"
     with torch.set_grad_enabled(case.grad):
         with exact_convolutions():
-            verdicts = [judge(guard) for guard in case.guards]
+            verdicts = [ask(guard) for guard in case.guards]
         result = Result(row.name, row.what, str(device), clock, case.dtype, case.note, verdicts)
         if result.ok:
-            _time(result, case, config, timer(device, config.threads))
+            _time(result, case, config, timer(device, threads))
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return result
 
 
-def judge(guard: Guard) -> Verdict:
+def ask(guard: Guard) -> Verdict:
     """Compute a guard's value and compare it."""
     value = float(guard.measure())
     ok = value >= guard.limit if guard.least else value <= guard.limit  # False for NaN either way

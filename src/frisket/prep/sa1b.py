@@ -5,7 +5,7 @@
 inputs  a folder of sa_000000.tar ..., a glob or a brace pattern. Flat or in a folder, gzip-wrapped though named .tar,
         halves of a pair apart: all read. A tar that breaks off gives what is whole, and one line in rejected.jsonl.
 Unit    one tar. subset=1pct takes a hash share of the images of *every* tar, so that all topics are met.
-Source  SA-1B's README (format); known defects of the downloads as the project's spec collected them.
+Source  SA-1B's README (format); its known defects are those named above.
 """
 
 import re
