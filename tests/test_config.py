@@ -308,7 +308,7 @@ def test_an_interpolation_of_an_unknown_key(write) -> None:
 def test_our_yamls_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert config.peek(["train_sam"], [], "recipe") == "train_sam"
-    assert config.find("on/debug") == Path(__file__).parents[1] / "configs" / "on" / "debug.yaml"
+    assert config.find("on/a100") == Path(__file__).parents[1] / "configs" / "on" / "a100.yaml"
     assert "did you mean train_sam?" in message(["train_sma"])
     (tmp_path / "train_sam").mkdir()  # what is there wins
     words = ["eval_miou", "a.jpg", "mine.yaml", "train_sam", "runs/eval_miou"]
