@@ -1,10 +1,15 @@
 """SAM's interactive loop, driven by decoders that know the answer: clicks, labels, carried masks, rounds."""
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from frisket.losses import dice_loss, focal_loss
 from frisket.models.sam import Sam
@@ -210,3 +215,57 @@ def test_valid_cells_and_tokens(batch_of: Callable[..., Batch]) -> None:
     assert cells[1].any(1).sum() == 11  # centre of cell 10 is 42 < 43
     tokens = valid_tokens(batch, 4)
     assert tokens.flatten(1).sum(1).tolist() == [4 * 2, 1 * 4, 3 * 4]  # 40 px: the third token is half padding
+
+
+# ---------------------------------------------------------------- memory
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all storages made inside and still alive: `most` at any one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for storage in {leaf.untyped_storage() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}:
+            if storage not in self._known:
+                self._known[storage] = True
+                self.held += storage.nbytes()
+                self.most = max(self.most, self.held)
+                weakref.finalize(storage, self._free, storage.nbytes())
+        return out
+
+    def _free(self, count: int) -> None:
+        self.held -= count
+
+
+def drawn(sam: Sam, batch: Batch, at_once: int | None) -> tuple[float, dict[str, Tensor], int]:
+    """A whole session's loss, all gradients (the encoder's too), and the most bytes held at any time."""
+    sam.zero_grad()
+    with Peak() as peak:
+        loss, _ = interactive_loss(
+            sam, sam.encode(batch.images, batch.sizes), batch, InteractiveConfig(clicks=2, refines=1),
+            torch.Generator().manual_seed(0), at_once=at_once,
+        )  # fmt: skip
+        loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in sam.named_parameters() if p.grad is not None}, peak.most
+
+
+def test_prompts_decoded_in_chunks_give_the_gradients_of_the_plain_form(tiny_sam: Sam, batch: Batch) -> None:
+    loss, gradients, _ = drawn(tiny_sam, batch, None)
+    for at_once in (1, 2, 5, 9):
+        other, others, _ = drawn(tiny_sam, batch, at_once)
+        assert other == pytest.approx(loss, rel=1e-5) and others.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert torch.allclose(others[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+def test_chunks_hold_the_activations_of_one_chunk(tiny_sam: Sam, batch_of: Callable[..., Batch]) -> None:
+    masks = torch.zeros(24, 16, 16, dtype=torch.bool)
+    masks[:, 3:9, 4:12] = True
+    held = {at_once: drawn(tiny_sam, batch_of([masks]), at_once)[2] for at_once in (None, 24, 6)}
+    assert held[24] < 0.6 * held[None]  # one round of four, and gradients of 36 MiB in each
+    assert held[6] < 0.85 * held[24]

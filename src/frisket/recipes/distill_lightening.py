@@ -5,7 +5,7 @@ Run `sbatch slurm/distill_lightening.sh` or `make distill-lightening LOCAL=1`. T
     sum_k a_k d_k mean|| LN0(F_t[t_k]) - P_k(F_s[s_k]) ||^2  +  a_neck mean|| E_t - E_s ||^2      over valid tokens
 
 with K focus pairs of blocks (s_k of the student, t_k of the teacher), shallow to deep. The paper's schedule of weights
-was not readable; a_k, the layer map, LN0, the mean and d_k = k / K are our choice (spec section 3), each a switch.
+was not readable; a_k, the layer map, LN0, the mean and d_k = k / K are our choice, each a switch.
 Ablations: `distill.schedule=neck` (MobileSAM's plain embedding distillation), `distill.schedule=constant`.
 
 The teacher is held outside the module tree: it is in no checkpoint, no optimizer and no DDP bucket. Stored embeddings
@@ -32,30 +32,39 @@ from frisket.sample import Batch
 
 @dataclass
 class DistillConfig:
-    """The cascade of layer weights; all of it our choice (spec section 3 and 7.15).
-
-    student_blocks, teacher_blocks: the focus pairs, counted from 1; empty: every second student block and the teacher
-    block at the same relative depth. stage_steps: steps one focus layer has before the next joins; 0 = 15 % of the run.
-    """
+    """Which layers are compared, and their weights over time; all of it our choice (the paper names weights that move
+    from shallow to deep layers; their formula was not readable)."""
 
     schedule: Literal["cascade", "constant", "neck"] = "cascade"
+    """cascade: one layer after the other, then the neck; constant: all at once; neck: the embedding alone."""
     student_blocks: list[int] = field(default_factory=list)
+    """The focus layers, counted from 1; empty: every second."""
     teacher_blocks: list[int] = field(default_factory=list)
-    stage_steps: int = 0
-    layer_floor: float = 0.1  # a layer's weight once the cascade has moved on
-    neck_floor: float = 0.2  # the neck's weight before its turn
-    neck_full: float = 2 / 3  # from this share of the run the neck's weight is 1
-    deeper_is_heavier: bool = True  # d_k = k / K
-    normalize_teacher: bool = True  # LN0
+    """Their partners; empty: those at the same relative depth."""
+    stage_steps: int = field(default=0, metadata={"least": 0})
+    """Steps one focus layer has before the next joins; 0: 15 % of the run."""
+    layer_floor: float = field(default=0.1, metadata={"least": 0})
+    """A layer's weight once the cascade has moved on."""
+    neck_floor: float = field(default=0.2, metadata={"least": 0})
+    """The neck's weight before its turn."""
+    neck_full: float = field(default=2 / 3, metadata={"least": 0})
+    """From this share of the run the neck's weight is 1."""
+    deeper_is_heavier: bool = True
+    """Layer k of K weighs k / K."""
+    normalize_teacher: bool = True
+    """The teacher's features pass a LayerNorm without parameters (LN0)."""
 
 
 @dataclass
 class Config(RecipeConfig):
-    """teacher: a zoo name or checkpoint path; student: the encoder to teach."""
+    """A frozen teacher and the encoder it teaches."""
 
     teacher: str = "sam_vit_h"
+    """A zoo name, run folder or checkpoint file."""
     student: ModelSpec = field(default_factory=lambda: ModelSpec("lightening"))
+    """What to teach; its prompt encoder and decoder are the teacher's."""
     distill: DistillConfig = field(default_factory=DistillConfig)
+    """What is compared."""
 
 
 def focus_pairs(student_depth: int, teacher_depth: int, config: DistillConfig) -> list[tuple[int, int]]:

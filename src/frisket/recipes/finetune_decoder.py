@@ -1,4 +1,4 @@
-"""Align the mask decoder to a distilled encoder (SAM-Lightening's last step; spec section 4, our reading of it).
+"""Align the mask decoder to a distilled encoder (SAM-Lightening's last step, arXiv 2403.09195; our reading).
 
 Run `make finetune-decoder` after `make distill-lightening`: `init_from` names that run's folder. The image encoder and
 the prompt encoder are frozen (the paper's figure 1), BatchNorm and dropout included; the decoder, which starts from the
@@ -22,7 +22,9 @@ class Config(RecipeConfig):
     """init_from is needed: the run folder or model.pt whose encoder the decoder is aligned to."""
 
     prompts: InteractiveConfig = field(default_factory=lambda: InteractiveConfig(clicks=1, refines=1))
-    train_prompt_encoder: bool = False  # FastSAM3D's variant, an ablation
+    """The simulated session."""
+    train_prompt_encoder: bool = False
+    """FastSAM3D's variant (arXiv 2403.09827), an ablation."""
 
 
 class Module(Recipe):
@@ -45,6 +47,9 @@ class Module(Recipe):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         with torch.no_grad():
             embeddings = self.sam.encode(batch.images, batch.sizes)
-        loss, terms = interactive_loss(self.sam, embeddings, batch, self.config.prompts, self.generator(batch))
+        loss, terms = interactive_loss(
+            self.sam, embeddings, batch, self.config.prompts, self.generator(batch),
+            at_once=self.config.place.prompts_at_once,
+        )  # fmt: skip
         self.report("train", {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}, batch_size=batch.num_images)
         return loss

@@ -5,11 +5,13 @@ rounds with the mask prompt alone, one at a random place and one last). Rounds a
 gradient norm, hence clipping, does not depend on their number). `train_sam` and `finetune_decoder` are settings of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from frisket.losses import mask_losses
 from frisket.models.sam import Sam
@@ -22,17 +24,28 @@ from frisket.sample import FOREGROUND, IGNORED, Batch, Prompts
 class InteractiveConfig:
     """The simulated annotator and the loss weights. Rounds = 1 + clicks + refines (11 in the paper)."""
 
-    clicks: int = 8
-    refines: int = 2
-    box_probability: float = 0.5
-    box_noise: float = 0.1
-    box_noise_cap: float = 20.0
+    clicks: int = field(default=8, metadata={"least": 0})
+    """Rounds that add a click in the error of the carried mask."""
+    refines: int = field(default=2, metadata={"least": 0})
+    """Rounds with the mask prompt alone; one of them comes last."""
+    box_probability: float = field(default=0.5, metadata={"least": 0, "most": 1})
+    """Of beginning with a box rather than a point."""
+    box_noise: float = field(default=0.1, metadata={"least": 0})
+    """Of each coordinate, as a share of the box's side."""
+    box_noise_cap: float = field(default=20.0, metadata={"least": 0})
+    """Most that a coordinate moves, in pixels of a 1024 px input."""
     box_noise_kind: Literal["gaussian", "uniform"] = "gaussian"
-    focal: float = 20.0
-    focal_alpha: float = 0.25  # weight of foreground against background; SAM does not say, this is RetinaNet's
-    dice: float = 1.0
-    iou: float = 1.0
-    ignore_padding: bool = True  # our choice: padded cells do not count
+    """SAM does not say; SAM 2 draws uniformly."""
+    focal: float = field(default=20.0, metadata={"least": 0})
+    """Weight of the focal loss."""
+    focal_alpha: float = field(default=0.25, metadata={"least": 0, "most": 1})
+    """Weight of foreground against background; SAM does not say, this is RetinaNet's."""
+    dice: float = field(default=1.0, metadata={"least": 0})
+    """Weight of the dice loss."""
+    iou: float = field(default=1.0, metadata={"least": 0})
+    """Weight of the predicted IoU's error."""
+    ignore_padding: bool = True
+    """Padded cells do not count (our choice)."""
 
     @property
     def rounds(self) -> int:
@@ -81,31 +94,65 @@ def unused_parts(sam: Sam, config: InteractiveConfig) -> tuple[nn.Module, ...]:
 
 
 def interactive_loss(
-    sam: Sam, embeddings: Tensor, batch: Batch, config: InteractiveConfig, generator: Generator
+    sam: Sam,
+    embeddings: Tensor,
+    batch: Batch,
+    config: InteractiveConfig,
+    generator: Generator,
+    *,
+    at_once: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (loss, {"focal", "dice", "iou"}), means over rounds.
 
     embeddings: (B, 256, h, w) of the batch's images. Round 1 trains the best of three masks, later rounds the single
     one. The carried mask is the one with the highest predicted IoU; its logits (never thresholded) are the mask prompt.
+    at_once: prompts whose activations are held at a time (see `asked`); the gradients are the same.
     """
     valid = valid_cells(batch)
-    counted = valid if config.ignore_padding else None
     prompts = first_prompts(batch, config, generator)
-    terms: dict[str, list[Tensor]] = {"focal": [], "dice": [], "iou": []}
-    prediction = sam.decode(embeddings, batch.image_index, prompts, multimask=True)
-    for click in [*click_rounds(config, generator), None]:
-        losses = mask_losses(
-            prediction.logits, prediction.iou, batch.masks,
-            focal=config.focal, dice=config.dice, alpha=config.focal_alpha, valid=counted,
-        )  # fmt: skip
-        for name, value in losses.items():
-            terms[name].append(value)
-        if click is None:  # the last prediction has been judged
-            break
-        carried = prediction.best()[0].detach()
+    ask = partial(asked, sam, embeddings, batch, config=config, valid=valid, at_once=at_once)
+    terms, carried = ask(prompts, multimask=True)
+    rounds = [terms]
+    for click in click_rounds(config, generator):
         if click:
             prompts = prompts.click(*error_points(carried > 0, batch.masks, generator, valid=valid))
         prompts = prompts.refine(carried)
-        prediction = sam.decode(embeddings, batch.image_index, prompts, multimask=False)
-    means = {name: torch.stack(values).mean() for name, values in terms.items()}
+        terms, carried = ask(prompts, multimask=False)
+        rounds.append(terms)
+    means = {name: torch.stack([terms[name] for terms in rounds]).mean() for name in rounds[0]}
     return config.focal * means["focal"] + config.dice * means["dice"] + config.iou * means["iou"], means
+
+
+def asked(
+    sam: Sam,
+    embeddings: Tensor,
+    batch: Batch,
+    prompts: Prompts,
+    *,
+    multimask: bool,
+    config: InteractiveConfig,
+    valid: Tensor,
+    at_once: int | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One round: the loss terms, means over the N objects, and the logits (N, G, G) that are carried on, detached.
+
+    Autograd keeps some 50 MiB for each prompt and round at 1024 px. With `at_once` it keeps what goes in, and the
+    decoder is run again in the backward pass, for that many prompts at a time: a third more of the decoder's work.
+    """
+
+    def ask(rows: slice) -> tuple[dict[str, Tensor], Tensor]:
+        prediction = sam.decode(embeddings, batch.image_index[rows], prompts[rows], multimask=multimask)
+        terms = mask_losses(
+            prediction.logits, prediction.iou, batch.masks[rows], focal=config.focal, dice=config.dice,
+            alpha=config.focal_alpha, valid=valid[rows] if config.ignore_padding else None,
+        )  # fmt: skip
+        return terms, prediction.best()[0].detach()
+
+    count = len(batch.masks)
+    if at_once is None or not count:
+        return ask(slice(None))
+    chunks = [slice(first, min(first + at_once, count)) for first in range(0, count, at_once)]
+    parts = [checkpoint(ask, rows, use_reentrant=False, preserve_rng_state=False) for rows in chunks]
+    shares = [(rows.stop - rows.start) / count for rows in chunks]
+    terms = {name: torch.stack([s * part[name] for s, (part, _) in zip(shares, parts)]).sum() for name in parts[0][0]}
+    return terms, torch.cat([logits for _, logits in parts])

@@ -20,25 +20,28 @@ class StartConfig:
     """How random weights begin; the defaults are SAM's own start. Our choice, for runs of a thousand steps.
 
     From SAM's start, pixels attend to all prompt tokens alike, and finding out where a box lies takes hundreds of
-    steps of all-background masks. position_scale < 1 widens the position code's kernel (SAM: Gaussian frequencies of
-    deviation 1, a kernel 8 % of the image's side wide). attention_gain > 0 gives the decoder's pixel-to-token attention
-    equal query and key maps, that many times the usual size, so that a pixel begins by attending to prompts near it;
-    token_gain > 0 does so for the first self-attention, whose tokens otherwise all begin as their common mean.
+    steps of all-background masks.
     """
 
-    position_scale: float = 1.0
-    attention_gain: float = 0.0
-    token_gain: float = 0.0
+    position_scale: float = field(default=1.0, metadata={"least": 0})
+    """Below 1 it widens the position code's kernel (SAM: Gaussian frequencies of deviation 1, a kernel 8 % wide)."""
+    attention_gain: float = field(default=0.0, metadata={"least": 0})
+    """Above 0, the decoder's pixel-to-token attention begins with equal query and key maps, that many times the usual
+    size: a pixel attends to prompts near it."""
+    token_gain: float = field(default=0.0, metadata={"least": 0})
+    """The same for the first self-attention, whose tokens otherwise all begin as their common mean."""
 
 
 @dataclass
 class Config(RecipeConfig):
-    """model: what to train; start: how its weights begin; prompts: the simulated session. `init_from` starts from
-    existing weights instead, as they are."""
+    """`init_from` starts from existing weights, as they are, instead of `model` and `start`."""
 
     start: StartConfig = field(default_factory=StartConfig)
+    """How random weights begin."""
     model: ModelSpec = field(default_factory=ModelSpec)
+    """What to train."""
     prompts: InteractiveConfig = field(default_factory=InteractiveConfig)
+    """The simulated session."""
 
 
 class Module(Recipe):
@@ -54,7 +57,10 @@ class Module(Recipe):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         embeddings = self.sam.encode(batch.images, batch.sizes)
-        loss, terms = interactive_loss(self.sam, embeddings, batch, self.config.prompts, self.generator(batch))
+        loss, terms = interactive_loss(
+            self.sam, embeddings, batch, self.config.prompts, self.generator(batch),
+            at_once=self.config.place.prompts_at_once,
+        )  # fmt: skip
         self.report("train", {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}, batch_size=batch.num_images)
         return loss
 
