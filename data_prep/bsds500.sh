@@ -2,6 +2,7 @@
 # BSDS500 -> shards of one split.  data_prep/bsds500.sh FOLDER [train|val|test] [key=value…]   (again to resume)
 # FOLDER has images/ and groundTruth/, or is the official one above BSDS500/data. Counts are checked: 200, 100, 200.
 set -euo pipefail
+[[ $# -gt 0 ]] || { echo "usage: data_prep/bsds500.sh FOLDER [train|val|test] [key=value…] (its first lines explain)" >&2; exit 2; }
 folder=${1:-} split=${2:-train}
 fail() { echo "data_prep/bsds500.sh: $*" >&2; exit 2; }
 [[ -d $folder ]] || fail "'$folder' is not a folder: give the BSDS500 folder first, with images/ and groundTruth/"

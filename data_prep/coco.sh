@@ -2,6 +2,7 @@
 # Checks COCO val2017 and says how to judge on it; nothing is converted.  data_prep/coco.sh FOLDER
 # FOLDER holds val2017/ (5,000 photographs) and annotations/instances_val2017.json (36,781 objects), from cocodataset.org.
 set -euo pipefail
+[[ $# -gt 0 ]] || { echo "usage: data_prep/coco.sh FOLDER (its first lines explain)" >&2; exit 2; }
 folder=${1:-}
 fail() { echo "data_prep/coco.sh: $*" >&2; exit 2; }
 [[ -d $folder ]] || fail "'$folder' is not a folder: give the folder that holds val2017/ and annotations/ first"

@@ -3,6 +3,7 @@
 # FOLDER holds lvis_v1_val.json (19,809 images, 244,707 objects; lvisdataset.org) beside COCO's train2017/ and val2017/,
 # in both of which its photographs lie.
 set -euo pipefail
+[[ $# -gt 0 ]] || { echo "usage: data_prep/lvis.sh FOLDER (its first lines explain)" >&2; exit 2; }
 folder=${1:-}
 fail() { echo "data_prep/lvis.sh: $*" >&2; exit 2; }
 [[ -d $folder ]] || fail "'$folder' is not a folder: give the folder of lvis_v1_val.json, train2017/ and val2017/ first"

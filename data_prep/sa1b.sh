@@ -4,6 +4,7 @@
 #   data_prep/sa1b.sh '/data/sa1b/sa_0000{00..09}.tar' split=val out=data/sa1b/val
 # As a Slurm array: sbatch --array=0-9 --wrap 'data_prep/sa1b.sh TARS task=$SLURM_ARRAY_TASK_ID/10'
 set -euo pipefail
+[[ $# -gt 0 ]] || { echo "usage: data_prep/sa1b.sh TARS [key=value…] (its first lines explain)" >&2; exit 2; }
 tars=${1:-}
 if [[ ! -d $tars && $tars != *.tar ]]; then
   echo "data_prep/sa1b.sh: '$tars' is not a folder: give the folder of Meta's sa_*.tar, or a pattern of them, first" >&2

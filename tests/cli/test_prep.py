@@ -128,14 +128,14 @@ def test_a_source_from_outside(workers: int, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("path", SHELLS, ids=lambda path: path.stem)
-def test_shells_refuse_a_missing_folder_in_one_sentence(path: Path, tmp_path: Path) -> None:
+def test_shells_say_how_they_are_used_and_refuse_a_missing_folder(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
     assert "set -euo pipefail" in text and os.access(path, os.X_OK)
     assert len(re.findall(r"frisket (?:prep|eval) ", text)) == 1  # runs it, or only checks and says what comes next
-    for argument in ([], [str(tmp_path / "gone")]):
+    for argument, said in (([], f"usage: data_prep/{path.name} "), ([str(tmp_path / "gone")], "is not a folder")):
         done = subprocess.run([str(path), *argument], capture_output=True, text=True)
         assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1 and "is not a folder" in done.stderr
+        assert len(done.stderr.splitlines()) == 1 and said in done.stderr
 
 
 @pytest.mark.slow

@@ -64,11 +64,13 @@ def pack(embedding: Tensor, frame: Frame, *, stamp: Stamp, dtype: Literal["fp16"
         raise ValueError(f"embedding {tuple(embedding.shape)} and frame {frame} do not fit {stamp}")
     rows, cols = frame.valid_tokens(PATCH)
     valid = embedding[:, :rows, :cols].detach().float().cpu().numpy()
+    if not np.isfinite(valid).all():
+        raise ValueError("the embedding holds values that are not finite; use another teacher")
     if dtype == "fp16":
         with np.errstate(over="ignore"):  # reported below, as an error
             half = valid.astype(np.float16)
         if not np.isfinite(half).all():
-            raise ValueError("the embedding holds values that fp16 cannot; use a teacher with a finite output")
+            raise ValueError("the embedding holds values that fp16 cannot; try dtype=int8")
         payload = half.tobytes()
     else:
         scale = np.maximum(np.abs(valid).max(axis=(1, 2)), 1e-12).astype(np.float32) / 127
@@ -87,7 +89,11 @@ def _header(data: bytes, where: str) -> tuple[dict, bytes]:
         payload = data[8 + length :]
         if header["version"] != VERSION or zlib.crc32(payload) != header["crc"]:
             raise ValueError("wrong version or checksum")
-    except (ValueError, KeyError, struct.error) as error:
+        if not {"teacher", "preprocessing", "dtype"} <= header.keys() or header["image_size"] < PATCH:
+            raise ValueError("no teacher or input side")
+        if len(header["shape"]) != 3 or min(header["shape"]) < 1:
+            raise ValueError("no shape")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise UserError(
             f"{where}: the stored embedding is damaged ({error}); run `frisket prep` embed again"
         ) from error
@@ -113,12 +119,19 @@ def unpack(data: bytes, *, frame: Frame | None = None, expect: Stamp | None = No
         wanted = f"{frame.valid_tokens(PATCH)} tokens at {frame.side} px"
         made = f"({rows}, {cols}) tokens at {header['image_size']} px"
         raise UserError(f"{where}: the stored embedding has {made}, the image {wanted}; run `frisket prep` embed again")
-    if header["dtype"] == "fp16":
-        valid = np.frombuffer(payload, np.float16).reshape(channels, rows, cols).astype(np.float32)
-    else:
-        scale = np.frombuffer(payload, np.float32, channels)
-        whole = np.frombuffer(payload, np.int8, offset=4 * channels).reshape(channels, rows, cols)
-        valid = whole * scale[:, None, None]
+    try:
+        if header["dtype"] == "fp16":
+            valid = np.frombuffer(payload, np.float16).reshape(channels, rows, cols).astype(np.float32)
+        else:
+            scale = np.frombuffer(payload, np.float32, channels)
+            whole = np.frombuffer(payload, np.int8, offset=4 * channels).reshape(channels, rows, cols)
+            valid = whole * scale[:, None, None]
+        if not np.isfinite(valid).all() or rows > side or cols > side:
+            raise ValueError("values that are not finite, or more tokens than the input has")
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{where}: the stored embedding is damaged ({error}); run `frisket prep` embed again"
+        ) from error
     out = torch.zeros(channels, side, side)
     out[:, :rows, :cols] = torch.from_numpy(np.ascontiguousarray(valid))
     return out

@@ -7,6 +7,7 @@ Source  our choice: member offsets make a WebDataset tar addressable, which exac
 import json
 import logging
 import os
+import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,15 @@ log = logging.getLogger(__name__)
 PAIR = ("jpg", "json")
 INDEX_VERSION = 1
 BLOCK = 512
+MEMBER_LIMIT = 1 << 28  # bytes; a photograph or its json is far smaller, and a sparse member can claim anything
 
 
 class BrokenTar(Exception):
     """The tar ends or turns to garbage before its end mark; the message says where."""
+
+
+DAMAGE = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
+"""What tarfile raises, with or without meaning to, for headers that make no sense."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -33,6 +39,20 @@ def split_name(name: str) -> tuple[str, str]:
     key, _, ext = os.path.basename(name).partition(".")
     ext = ext.lower()
     return key, "jpg" if ext == "jpeg" else ext
+
+
+def regular(tar: Path | str) -> os.stat_result:
+    """The file's stat. Raises UserError for a fifo, a folder or a device, which opening would wait on or read for ever,
+    and OSError when it is not there."""
+    facts = os.stat(tar)
+    if not stat.S_ISREG(facts.st_mode):
+        raise UserError(f"shard {tar} is a folder, fifo or device, not a file: put a tar there")
+    return facts
+
+
+def usable(member: tarfile.TarInfo) -> bool:
+    """Whether a member's bytes may be read: else it counts as empty, and its record as bad."""
+    return not member.issparse() and member.size <= MEMBER_LIMIT
 
 
 def is_gzip(tar: Path | str) -> bool:
@@ -50,19 +70,21 @@ def scan(tar: Path, exts: Sequence[str]) -> Iterator[tuple[str, str, int, int]]:
     last = "the beginning"
     try:
         archive = tarfile.open(tar, "r:")  # noqa: SIM115  # closed below; only opening may say "not a tar"
-    except tarfile.TarError as error:
+    except DAMAGE as error:
         raise UserError(f"shard {tar} is not a tar file ({error}): download or write it again") from error
     with archive:
         try:
             for member in archive:
+                if member.size < 0:  # the next header would lie before this one: some Pythons go round for ever
+                    raise BrokenTar(f"is damaged after {last}")
                 key, ext = split_name(member.name)
-                if not member.isfile() or not key or ext not in exts:
-                    continue
-                if member.offset_data + member.size > size:
+                wanted = member.isfile() and key and ext in exts
+                if member.offset_data + member.size > size and not member.issparse() and member.isfile():
                     raise BrokenTar(f"is cut off inside member {member.name}")
-                last = f"member {member.name}"
-                yield key, ext, member.offset_data, member.size
-        except tarfile.TarError as error:
+                if wanted:
+                    last = f"member {member.name}"
+                    yield key, ext, member.offset_data, member.size if usable(member) else 0
+        except DAMAGE as error:
             raise BrokenTar(f"is cut off after {last} ({error})") from error
         # tarfile takes a damaged header for the end of the archive; only a block of zeros is the end.
         with open(tar, "rb") as f:
@@ -110,8 +132,8 @@ def build_index(tar: Path | str, exts: Sequence[str] = PAIR) -> Index:
     tar = Path(tar)
     exts = tuple(exts)
     try:
-        stat = tar.stat()
-        fresh = _fresh_index(tar, exts, stat)
+        facts = regular(tar)
+        fresh = _fresh_index(tar, exts, facts)
         if fresh is not None:
             return fresh
         if is_gzip(tar):
@@ -132,34 +154,51 @@ def build_index(tar: Path | str, exts: Sequence[str] = PAIR) -> Index:
                 f"shard {tar}, sample {key}: no .{lacking[0]} member; write the shard again, `frisket prep`"
             )
     index = _index_from_parts(tar, exts, parts)
-    _write_index(index, stat.st_size)
+    _write_index(index, facts.st_size)
     return index
 
 
 def _index_from_parts(tar: Path, exts: tuple[str, ...], parts: dict[str, dict[str, tuple[int, int]]]) -> Index:
     spans = np.array([[have[e] for e in exts] for have in parts.values()], np.int64).reshape(-1, len(exts), 2)
     # Fixed-width bytes, not a list of str: 11 M keys are 100 MB and no fork copies them by touching refcounts.
-    keys = np.array([key.encode() for key in parts], dtype=bytes)
+    keys = np.array([_bytes(key) for key in parts], dtype=bytes)
     return Index(tar, exts, keys, np.ascontiguousarray(spans[..., 0]), np.ascontiguousarray(spans[..., 1]))
 
 
-def _fresh_index(tar: Path, exts: tuple[str, ...], stat: os.stat_result) -> Index | None:
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")  # as tarfile decodes names that are no UTF-8
+
+
+def _fresh_index(tar: Path, exts: tuple[str, ...], facts: os.stat_result) -> Index | None:
     side = index_path(tar)
     try:
-        if side.stat().st_mtime_ns < stat.st_mtime_ns:
+        if side.stat().st_mtime_ns < facts.st_mtime_ns:
             return None
         data = json.loads(side.read_bytes())
-        if (data["version"], data["bytes"], data["exts"]) != (INDEX_VERSION, stat.st_size, list(exts)):
+        if (data["version"], data["bytes"], data["exts"]) != (INDEX_VERSION, facts.st_size, list(exts)):
             return None
         shape = (len(data["keys"]), len(exts))
         offsets = np.array(data["offsets"], np.int64).reshape(shape)
         sizes = np.array(data["sizes"], np.int64).reshape(shape)
-        return Index(tar, exts, np.array([k.encode() for k in data["keys"]], dtype=bytes), offsets, sizes)
+        if shape[0] and (min(offsets.min(), sizes.min()) < 0 or sizes.max() > MEMBER_LIMIT):
+            raise ValueError("members outside the tar")
+        if shape[0] and not _leads_to(tar, int(offsets[0, 0]), _bytes(data["keys"][0])):
+            raise ValueError("members of another tar")
+        return Index(tar, exts, np.array([_bytes(k) for k in data["keys"]], dtype=bytes), offsets, sizes)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         log.warning("index %s is not readable and is rebuilt", side)
         return None
+
+
+def _leads_to(tar: Path, offset: int, key: bytes) -> bool:
+    """Whether a member of this key begins at the offset: a sidecar may have stayed behind when its tar was replaced by
+    another of the same size. Names that a header cannot hold are believed."""
+    with open(tar, "rb") as file:
+        file.seek(max(0, offset - BLOCK))
+        name = file.read(100).partition(b"\0")[0]
+    return len(name) == 100 or not key.isascii() or split_name(name.decode("latin-1"))[0].encode() == key
 
 
 def _write_index(index: Index, size: int) -> None:
@@ -168,7 +207,7 @@ def _write_index(index: Index, size: int) -> None:
             "version": INDEX_VERSION,
             "bytes": size,
             "exts": list(index.exts),
-            "keys": [key.decode() for key in index.keys.tolist()],
+            "keys": [key.decode("utf-8", "surrogateescape") for key in index.keys.tolist()],
             "offsets": index.offsets.tolist(),
             "sizes": index.sizes.tolist(),
         }

@@ -235,6 +235,7 @@ class ShardData(L.LightningDataModule):
             world=world,
             seed=self.seed,
             window=c.shuffle_window,
+            digest=self.train_shards.digest,
         )
         return ElasticLoader(dataset, sampler, collate=collate_or_fail, workers=self.workers, pin=pin)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frisket.data.index import PAIR, BrokenTar, check_end, is_gzip, scan, split_name
+from frisket.data.index import DAMAGE, PAIR, BrokenTar, check_end, is_gzip, regular, scan, split_name, usable
 from frisket.errors import UserError
 
 Keep = Callable[[str], bool]
@@ -38,6 +38,7 @@ def read_pairs(
         on_reject(key, reason)
 
     try:
+        regular(tar)
         yield from (_read_gzip if is_gzip(tar) else _read_plain)(tar, reject, keep)
     except OSError as error:
         raise UserError(f"shard {tar} cannot be read: {error.strerror or error}") from error
@@ -95,12 +96,15 @@ def _read_gzip(tar: Path, reject: Callable[[str, str], None], keep: Keep) -> Ite
     try:
         with gzip.open(tar, "rb") as plain, _open(watched := _Watched(plain)) as archive:
             for member in archive:
+                if member.size < 0:
+                    raise BrokenTar(f"is damaged after {last}")
                 key, ext = split_name(member.name)
                 if not member.isfile() or not key or ext not in PAIR or not keep(key):
                     last = f"member {member.name}"
                     continue
-                data = archive.extractfile(member).read()  # type: ignore[union-attr]  # isfile() was checked
-                if len(data) != member.size:
+                file = archive.extractfile(member) if usable(member) else None
+                data = file.read() if file is not None else b""
+                if file is not None and len(data) != member.size:
                     raise BrokenTar(f"is cut off inside member {member.name}")
                 last = f"member {member.name}"
                 if key in done or ext in waiting.get(key, {}):
@@ -117,7 +121,7 @@ def _read_gzip(tar: Path, reject: Callable[[str, str], None], keep: Keep) -> Ite
                 if rest.count(0) != len(rest):
                     raise BrokenTar(f"is damaged after {last}")
                 rest = plain.read(1 << 20)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (*DAMAGE, EOFError, zlib.error, gzip.BadGzipFile) as error:
         if last == "the beginning" and not isinstance(error, EOFError):
             raise UserError(f"shard {tar} is not a tar file ({error}): download it again") from error
         reject("*", f"is cut off after {last} ({error})")

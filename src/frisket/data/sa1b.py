@@ -21,6 +21,8 @@ from frisket.geometry import Frame, resize_image
 from frisket.kernels import rle
 from frisket.sample import Sample
 
+PIXELS = 1 << 27
+"""More than any photograph has: a JPEG's header, or a json, that claims more is refused before memory is asked for."""
 QUALITY, CHROMA = 90, "444"
 """Of a photograph made smaller for a shard. Measured on eight of SA-1B's at 1024 px: smaller and closer to the original
 than quality 95 with 4:2:0; `frisket bench rows=[sa1b_prepared]` guards it."""
@@ -65,14 +67,16 @@ def parse(data: bytes | str, *, where: str, deep: bool = True) -> Annotations:
 
     Raises RecordError when it is no JSON, lacks `image` or `annotations`, or an RLE's size or counts are wrong.
     """
+    if not data:
+        raise RecordError(where, "the .json is empty, sparse or far too large")
     try:
         record = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(where, f"the .json is not readable ({error})") from error
     image = _field(record, "image", where, dict)
-    height, width = (int(_field(image, name, where, (int, float))) for name in ("height", "width"))
-    if height <= 0 or width <= 0:
-        raise RecordError(where, f"the .json says the image is {width}x{height} pixels")
+    height, width = (_whole(_field(image, name, where, (int, float)), name, where) for name in ("height", "width"))
+    if height <= 0 or width <= 0 or height * width > PIXELS:
+        raise RecordError(where, f"the .json says the image is {str(width)[:20]}x{str(height)[:20]} pixels")
     items = _field(record, "annotations", where, list)
     rles = [_rle(item, number, (height, width), where, deep) for number, item in enumerate(items)]
     try:
@@ -82,12 +86,23 @@ def parse(data: bytes | str, *, where: str, deep: bool = True) -> Annotations:
         stability = np.array([item.get("stability_score", 1.0) for item in items], np.float64)
     except KeyError as error:
         raise RecordError(where, f"an annotation has no {error.args[0]!r}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise RecordError(where, f"an annotation's bbox, area or score is not a number ({error})") from error
     if not (np.isfinite(boxes).all() and np.isfinite(areas).all()):
         raise RecordError(where, "an annotation's bbox or area is not finite")
-    image_id = image.get("image_id", -1)
-    return Annotations(int(image_id), width, height, rles, boxes, areas, predicted, stability)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    outside = (corners < -1).any(axis=1) | (corners > [width + 1, height + 1] * 2).any(axis=1)
+    if (outside | (boxes[:, 2:] < 0).any(axis=1)).any():
+        raise RecordError(where, f"mask {int(np.argmax(outside))}: its bbox does not lie in the image")
+    image_id = _whole(image.get("image_id", -1), "image_id", where)
+    return Annotations(image_id, width, height, rles, boxes, areas, predicted, stability)
+
+
+def _whole(value: Any, name: str, where: str) -> int:
+    try:
+        return int(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RecordError(where, f"the .json's {name} is {value!r:.40}, not a whole number") from error
 
 
 def _field(record: Any, name: str, where: str, kind: Any) -> Any:
@@ -97,12 +112,14 @@ def _field(record: Any, name: str, where: str, kind: Any) -> Any:
 
 
 def _rle(item: Any, number: int, size: tuple[int, int], where: str, deep: bool) -> dict[str, Any]:
-    found = _field(item, "segmentation", where, dict)
-    if list(found.get("size", [])) != list(size):
-        raise RecordError(where, f"mask {number} is an RLE of size {found.get('size')}, but the image is {list(size)}")
+    mask = _field(item, "segmentation", where, dict)
+    if mask.get("size") != list(size):
+        raise RecordError(
+            where, f"mask {number} is an RLE of size {mask.get('size')!r:.40}, but the image is {list(size)}"
+        )
     if deep:
-        _check_runs(found, number, size, where)
-    return found
+        _check_runs(mask, number, size, where)
+    return mask
 
 
 def _check_runs(found: dict[str, Any], number: int, size: tuple[int, int], where: str) -> None:
@@ -116,12 +133,14 @@ def _check_runs(found: dict[str, Any], number: int, size: tuple[int, int], where
 
 
 def jpeg_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
-    """(height, width) from the header. Raises RecordError when it is no JPEG."""
+    """(height, width) from the header. Raises RecordError when it is no JPEG, or claims more than PIXELS."""
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = (int(n) for n in simplejpeg.decode_jpeg_header(data)[:2])
     except ValueError as error:
         raise RecordError(where, f"the .jpg is damaged or no JPEG ({error})") from error
-    return int(height), int(width)
+    if height * width > PIXELS:
+        raise RecordError(where, f"the .jpg claims to be {width}x{height} pixels")
+    return height, width
 
 
 def decode_jpeg(data: bytes, *, where: str, at_least: tuple[int, int] = (0, 0)) -> torch.Tensor:
@@ -129,6 +148,7 @@ def decode_jpeg(data: bytes, *, where: str, at_least: tuple[int, int] = (0, 0)) 
 
     Raises RecordError when the JPEG is truncated or damaged (libjpeg's warnings count as errors).
     """
+    jpeg_size(data, where=where)
     height, width = at_least
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width, strict=True)

@@ -54,6 +54,7 @@ class ElasticSampler:
     """Batch sampler whose state is `consumed`: samples handed out by the whole job since its start.
 
     `n` is the number of samples in an epoch; the rest of an epoch smaller than a global batch is skipped, on all ranks.
+    `digest` tells what the shards hold: a resumed run refuses others of the same counts.
     `global_batch` is a multiple of world * batch_size (None: that, one round a step).
     Raises UserError when a global batch is larger than the data.
     """
@@ -68,8 +69,9 @@ class ElasticSampler:
         seed: int,
         window: int,
         global_batch: int | None = None,
+        digest: str = "",
     ) -> None:
-        self.counts = np.asarray(counts, np.int64)
+        self.counts, self.digest = np.asarray(counts, np.int64), digest
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.round = batch_size * world
         self.global_batch = global_batch or self.round
@@ -116,7 +118,11 @@ class ElasticSampler:
     def _identity(self) -> dict[str, int]:
         """What must not change under a resumed run, and under which name a person knows it."""
         layout = zlib.crc32(self.counts.tobytes())
-        return {"samples": self.n, "seed": self.seed, "shuffle_window": self.window, "shard layout": layout}
+        content = zlib.crc32(self.digest.encode())
+        return {
+            "samples": self.n, "seed": self.seed, "shuffle_window": self.window, "shard layout": layout,
+            "names, keys and digests": content,
+        }  # fmt: skip
 
     def state_dict(self) -> dict[str, int]:
         """Plain integers, equal on all ranks."""
@@ -125,7 +131,7 @@ class ElasticSampler:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue there. Raises UserError naming what changed since the checkpoint."""
         for name, now in self._identity().items():
-            if state.get(name) != now:
+            if state.get(name, now) != now:  # what an older checkpoint does not know cannot be compared
                 raise UserError(
                     f"the data's {name} was {state.get(name)} when the checkpoint was written and is {now} now, so the "
                     "run cannot continue exactly; restore it, or start a new run with another name"

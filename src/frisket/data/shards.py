@@ -6,8 +6,10 @@ Files   plain WebDataset tars; `<tar>.idx.json` beside each (frisket.data.index)
 Source  our choice; writing goes through webdataset.TarWriter.
 """
 
+import functools
 import glob
 import hashlib
+import json
 import logging
 import os
 import re
@@ -33,6 +35,16 @@ REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 OPEN_FILES = 64  # per process; 16 workers x 64 stays near the usual limit of 1024 descriptors
 
 
+@dataclass(frozen=True)
+class ShardRecord:
+    """What index.json says of one written shard: file name, samples, sha256 of the tar, its size in bytes."""
+
+    name: str
+    count: int
+    sha256: str
+    bytes: int
+
+
 # ---------------------------------------------------------------- finding
 
 
@@ -45,17 +57,57 @@ def expand(pattern: str | Path) -> list[Path | str]:
     """Shards named by a folder (its *.tar, sorted), a glob, a brace pattern `{000..012}` or a comma list of these.
 
     `pipe:` commands and URLs come back as strings (braces of numbers expanded), local files as Paths.
-    Raises UserError when a named file is missing or nothing matches.
+    Raises UserError when a named file is missing, nothing matches, or a folder's index.json, which prep wrote, knows
+    better: lists a shard of the folder that is missing, or another size.
     """
     text = str(pattern)
     if text.startswith("pipe:"):  # a shell command may hold commas and braces of its own
         return list(braceexpand.braceexpand(text)) if re.search(r"\{\d+\.\.\d+\}", text) else [text]
     found: list[Path | str] = []
     for part in re.split(r",(?![^{]*\})", text):
-        found += _expand_one(part.strip())
+        named = _expand_one(part.strip())
+        _compare(named, whole=Path(part.strip()).is_dir())
+        found += named
     if not found:
         raise UserError(f"no shard matches '{pattern}': write shards with `frisket prep` or correct the pattern")
     return found
+
+
+def prepared(folder: Path) -> dict[str, ShardRecord]:
+    """{name: record} of the shards that prep finished in a folder, from its index.json; {} where there is none.
+
+    Raises UserError when index.json is damaged.
+    """
+    path = folder / "index.json"
+    try:
+        return {shard["name"]: ShardRecord(**shard) for shard in json.loads(path.read_bytes()).get("shards", [])}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): run the same `frisket prep` again, it is written anew"
+        ) from error
+
+
+def _compare(tars: Sequence[Path | str], *, whole: bool) -> None:
+    """Raise UserError where index.json of the tars' folders says otherwise. whole: the tars are all of one folder."""
+    local = [tar for tar in tars if isinstance(tar, Path)]
+    for folder in sorted({tar.parent for tar in local}):
+        records, here = prepared(folder), {tar.name: tar for tar in local if tar.parent == folder}
+        lost = [name for name in records if name not in here] if whole else []
+        if lost:
+            more = f" ({len(lost)} of {len(records)} shards)" if len(lost) > 1 else ""
+            raise UserError(
+                f"{folder}/index.json lists {lost[0]}, which is missing{more}: run the same `frisket prep` again, or "
+                "name the shards you want by a pattern"
+            )
+        for name in records.keys() & here.keys():
+            size = here[name].stat().st_size if here[name].is_file() else 0
+            if size != records[name].bytes:
+                raise UserError(
+                    f"shard {here[name]} has {size} bytes, but index.json says {records[name].bytes}: it was changed "
+                    "or swapped; run the same `frisket prep` again"
+                )
 
 
 def _expand_one(part: str) -> list[Path | str]:
@@ -64,8 +116,18 @@ def _expand_one(part: str) -> list[Path | str]:
     if Path(part).is_dir():
         tars = sorted(p for p in Path(part).glob("*.tar") if not p.name.startswith("."))
         if not tars:
+            if next((p for p in Path(part).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")), None):
+                raise UserError(
+                    f"folder '{part}' holds pictures, not shards: make shards with `frisket prep prep_masks "
+                    f"inputs={part} out=DATA` (or prep_coco, when a COCO json has their masks), then name DATA"
+                )
             raise UserError(f"folder '{part}' holds no *.tar shard: fill it with `frisket prep` or name another folder")
         return list(tars)
+    if part.endswith(".json"):
+        raise UserError(
+            f"'{part}' is an annotation file, not shards: make shards with `frisket prep prep_coco inputs={part} "
+            "images=FOLDER out=DATA`, then name DATA"
+        )
     out: list[Path | str] = []
     missing = []
     for name in braceexpand.braceexpand(part) if part else []:
@@ -99,12 +161,26 @@ class IndexedShards(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 hex of what the shards are: names, keys, sizes, and the digests that prep wrote beside them."""
+        digest = hashlib.sha256()
+        known = {folder: prepared(folder) for folder in {index.tar.parent for index in self.indexes}}
+        for index in self.indexes:
+            record = known[index.tar.parent].get(index.tar.name)
+            digest.update(f"{index.tar.name} {len(index)} {record.sha256 if record else ''}\n".encode())
+            digest.update(b"\n".join(index.keys) + np.ascontiguousarray(index.sizes, np.int64).tobytes())
+        return digest.hexdigest()
+
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         shard = int(np.searchsorted(self.starts, i, side="right")) - 1
         index, row = self.indexes[shard], i - int(self.starts[shard])
-        raw: dict[str, Any] = {"__key__": index.keys[row].decode(), "__shard__": str(index.tar)}
+        raw: dict[str, Any] = {
+            "__key__": index.keys[row].decode(errors="backslashreplace"),
+            "__shard__": str(index.tar),
+        }
         for e, ext in enumerate(index.exts):
             size = int(index.sizes[row, e])
             try:
@@ -131,16 +207,6 @@ class IndexedShards(torch.utils.data.Dataset):
 
 
 # ---------------------------------------------------------------- writing
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """What index.json says of one written shard: file name, samples, sha256 of the tar, its size in bytes."""
-
-    name: str
-    count: int
-    sha256: str
-    bytes: int
 
 
 class _Sink:

@@ -108,7 +108,7 @@ def write(config: Config, unit: Unit, reject: Reject) -> dict[str, Any]:
                 try:
                     data = pack(embedding, sample.frame, stamp=stamp, dtype=config.dtype)
                 except ValueError as error:
-                    raise UserError(f"shard {shard}, sample {sample.key}: {error}; try dtype=int8") from error
+                    raise UserError(f"shard {shard}, sample {sample.key}: {error}") from error
                 out.write({"__key__": sample.key, "emb": data})
                 count += 1
     assert out.record is not None

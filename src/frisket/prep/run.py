@@ -141,6 +141,8 @@ def _settings(config: PrepConfig) -> dict[str, Any]:
 
 def _modern(before: dict[str, Any]) -> dict[str, Any]:
     """Settings of a folder as they are named now: in those of 2025 every source had every key."""
+    if not isinstance(before, dict):
+        raise TypeError("no settings")
     if "image_side" not in before:
         return before
     names = {"synthetic": "side", "embed": "image_size"}
@@ -164,7 +166,10 @@ def _claim(config: PrepConfig, out: Path, units: list[Unit]) -> None:
     """Refuse a folder made with other settings or from other inputs: silently mixed shards are worse than a stop."""
     path, settings = out / ".prep" / "settings.json", _settings(config)
     if path.is_file():
-        before = _modern(json.loads(path.read_text()))
+        try:
+            before = _modern(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): choose another out= or delete that folder") from error
         for name in sorted(settings):  # one that is there no more has no effect now
             if before.get(name) != settings.get(name):
                 raise UserError(
@@ -180,14 +185,25 @@ def _claim(config: PrepConfig, out: Path, units: list[Unit]) -> None:
 
 
 def _finished(config: PrepConfig, out: Path, unit: Unit) -> Note | None:
-    """The unit's note, when it is of this very input and its shards are there in full size."""
+    """The unit's note, when it is of this very input and its shards are there as they were written.
+
+    A shard that is newer than the note is read again: only with its sha256 it counts.
+    """
+    path = _note_path(config, out, unit)
     try:
-        note = json.loads(_note_path(config, out, unit).read_text())
-        whole = all((out / shard["name"]).stat().st_size == shard["bytes"] for shard in note["shards"])
-    except (FileNotFoundError, ValueError):
+        note = json.loads(path.read_text())
+        moment = path.stat().st_mtime_ns
+        whole = all(_whole(out / shard["name"], shard, moment) for shard in note["shards"])
+        return note if whole and note["stamp"] == unit.stamp and _totals([note]) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a note that is damaged is none
         return None
-    whole = whole and all(index_path(out / shard["name"]).is_file() for shard in note["shards"])
-    return note if whole and note["stamp"] == unit.stamp else None
+
+
+def _whole(shard: Path, record: dict[str, Any], moment: int) -> bool:
+    facts = shard.stat()
+    if facts.st_size != record["bytes"] or not index_path(shard).is_file():
+        return False
+    return facts.st_mtime_ns <= moment or _sha256(shard) == record["sha256"]
 
 
 def _sweep(config: PrepConfig, out: Path, pending: list[Unit], *, alone: bool) -> None:
@@ -294,8 +310,10 @@ def write_shards(config: PrepConfig, unit: Unit, reject: Reject) -> Note:
 
 def _checked(config: ShardConfig, unit: Unit, record: Record) -> tuple[dict[str, Any], int]:
     """The sample to store and its number of masks. Raises RecordError."""
-    notes = check_record(record.key, record.jpg, record.json, shard=unit.where)
     where = f"{unit.where}, sample {record.key}"
+    if not re.fullmatch(r"[^./\0\ud800-\udfff]+", record.key):
+        raise RecordError(where, "its name is not UTF-8, or cannot be a member's name")
+    notes = check_record(record.key, record.jpg, record.json, shard=unit.where)
     jpg = record.jpg
     if isinstance(config, PhotoConfig):
         jpg = shrink_jpeg(jpg, notes.size, config.image_size, config.jpeg_quality, where=where)
