@@ -16,7 +16,7 @@ from pathlib import Path
 from frisket.data.bsds import folders, regions
 from frisket.data.sa1b import RecordError, jpeg_size
 from frisket.errors import UserError
-from frisket.prep.records import MaskConfig, PhotoConfig, Record, Reject, Unit, percent, record_json, selected
+from frisket.prep.records import MaskConfig, PhotoConfig, Record, Reject, Unit, chunks, percent, record_json, selected
 
 
 @dataclass(kw_only=True)
@@ -34,11 +34,9 @@ def units(config: Config) -> list[Unit]:
     names = [name for name in names if not name.isdigit() or selected(int(name), share)]
     if not names:
         raise UserError(f"{images} holds no photograph of subset {config.subset}: point inputs at the BSDS500 folder")
-    step = config.samples_per_shard
-    chunks = [names[start : start + step] for start in range(0, len(names), step)]
     return [
         Unit(f"{number:05d}", f"{images}/{chunk[0]}..{chunk[-1]}", chunk, (str(images), str(truths), chunk))
-        for number, chunk in enumerate(chunks)
+        for number, chunk in enumerate(chunks(names, config.samples_per_shard))
     ]
 
 

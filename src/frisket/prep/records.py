@@ -13,17 +13,21 @@ Format  SA-1B's json (SAM repository, README): image {image_id, width, height, f
 """
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import simplejpeg
 import torch
+from PIL import Image
 
 from frisket.data.regions import DEDUPE_IOU, MAX_FRACTION, MIN_AREA, distinct, suitable
-from frisket.data.sa1b import QUALITY, decode_jpeg, encode_jpeg
+from frisket.data.sa1b import PIXELS, QUALITY, RecordError, decode_jpeg, encode_jpeg, jpeg_size
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
 from frisket.kernels import rle
@@ -129,6 +133,11 @@ def unit_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
 
 
+def chunks(items: Sequence[Any], step: int) -> list[Sequence[Any]]:
+    """Runs of `step` items, the last one maybe shorter."""
+    return [items[start : start + step] for start in range(0, len(items), step)]
+
+
 # ---------------------------------------------------------------- subset
 
 
@@ -179,6 +188,24 @@ def record_json(image_id: int, file_name: str, size: tuple[int, int], masks: Seq
 
 
 # ---------------------------------------------------------------- JPEG
+
+
+def photograph(path: Path, *, where: str) -> tuple[bytes, tuple[int, int]]:
+    """A picture's file as (JPEG, (h, w)): its own bytes when it is a JPEG of one or three colours, else a new JPEG of
+    quality 95. Nothing is turned: masks mean the stored pixels. Raises RecordError."""
+    try:
+        if not path.is_file():
+            raise RecordError(where, f"{path} is not a file")
+        data = path.read_bytes()
+        if data[:2] == b"\xff\xd8" and simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
+            return data, jpeg_size(data, where=where)
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.height * opened.width > PIXELS:
+                raise RecordError(where, f"{path} claims to be {opened.width}x{opened.height} pixels")
+            pixels = np.array(opened.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RecordError(where, f"{path} is damaged or no picture ({error})") from error
+    return encode_jpeg(pixels, quality=95), (pixels.shape[0], pixels.shape[1])
 
 
 def shrink_jpeg(jpg: bytes, size: tuple[int, int], side: int | None, quality: int, *, where: str) -> bytes:

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from frisket.data.sa1b import encode_jpeg
 from frisket.errors import UserError
-from frisket.prep.records import MaskConfig, Record, Reject, Unit, percent, record_json, selected
+from frisket.prep.records import MaskConfig, Record, Reject, Unit, chunks, percent, record_json, selected
 
 ASPECTS = ((3, 2), (2, 3), (4, 3), (1, 1), (16, 9), (3, 4))  # width, height
 REACH = 1.4  # the widest outline, a blob's, in radii
@@ -50,9 +50,8 @@ def units(config: Config) -> list[Unit]:
     numbers = [n for n in range(config.count) if selected(n, share)]
     if not numbers:
         raise UserError(f"count={config.count} subset={config.subset}: draw at least 1 image")
-    step = config.samples_per_shard
-    chunks = [numbers[start : start + step] for start in range(0, len(numbers), step)]
-    return [Unit(f"{i:05d}", f"images {c[0]}..{c[-1]}", [c[0], c[-1]], c) for i, c in enumerate(chunks)]
+    parts = chunks(numbers, config.samples_per_shard)
+    return [Unit(f"{i:05d}", f"images {c[0]}..{c[-1]}", [c[0], c[-1]], c) for i, c in enumerate(parts)]
 
 
 def records(config: Config, unit: Unit, reject: Reject) -> Iterator[Record]:
