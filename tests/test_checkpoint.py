@@ -35,7 +35,8 @@ def training_checkpoint(sam: Sam, step: int = 5) -> dict[str, object]:
     """What Lightning writes for one of our recipes: the student under "sam.", other modules beside it."""
     state = {f"sam.{key}": value for key, value in sam.state_dict().items()}
     state["projections.0.weight"] = torch.randn(4, 4)
-    return {"frisket": record(sam), "state_dict": state, "global_step": step, "loops": {}, "epoch": 0}
+    training = {"global_step": step, "loops": {}, "epoch": 0, "optimizer_states": [], "lr_schedulers": []}
+    return {"frisket": record(sam), "state_dict": state, **training}
 
 
 def deepspeed_folder(path: Path, sam: Sam, step: int = 5) -> Path:

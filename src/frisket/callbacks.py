@@ -20,7 +20,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from frisket.files import atomic
+from frisket.errors import warn
+from frisket.files import atomic, full_disk_is_a_sentence, write_text
 from frisket.geometry import CELL
 from frisket.picture import Panel, comparison, row
 from frisket.runfiles import RunFiles
@@ -286,13 +287,17 @@ class Samples(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop what lies after the step we start from."""
         self._path = self.files.samples(trainer.global_rank)
-        kept = []
+        kept, damaged = [], 0
         if self._path.exists():
-            text = self._path.read_text(encoding="utf-8")
-            lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # a kill may have cut the last one
-            kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
-        with atomic(self._path) as tmp:
-            tmp.write_text("".join(kept), encoding="utf-8")
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+            for line in text[: text.rfind("\n") + 1].splitlines(keepends=True):  # a kill may have cut the last one
+                try:
+                    kept += [line] if json.loads(line)["step"] <= trainer.global_step else []
+                except (ValueError, KeyError, TypeError):
+                    damaged += 1
+        if damaged:
+            warn(f"{self._path} is damaged: {damaged} of its lines are left out")
+        write_text(self._path, "".join(kept))
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """The batch belongs to the step it will help to make."""
@@ -302,7 +307,7 @@ class Samples(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Append the batch's keys."""
-        with open(self._path, "a", encoding="utf-8") as file:
+        with full_disk_is_a_sentence(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self._step, "keys": batch.keys}) + "\n")
 
 

@@ -103,8 +103,13 @@ def recorded(training: Path) -> Resume:
         check_zip(part)
     content = unpickle(folder / deepspeed.MODEL_STATES if folder else training, mmap=True, checked=True)
     record, step = content.get("frisket"), content.get("global_step")
-    if not isinstance(record, Mapping) or not isinstance(step, int):
+    if not isinstance(record, Mapping):
         raise UserError(f"{training} has no 'frisket' record: only this project's checkpoints can be continued")
+    needed = {"loops"} if folder else {"loops", "optimizer_states", "lr_schedulers"}
+    if not isinstance(step, int):
+        raise UserError(f"{training} names no step: it cannot be continued")
+    if absent := sorted(needed - content.keys()):
+        raise UserError(f"{training} holds weights but no {', '.join(absent)}: it cannot be continued")
     state = deepspeed.bare(tensors(content.get("module" if folder else "state_dict"), training))
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     ranks = len(list(folder.glob("*_optim_states.pt"))) if folder else None

@@ -48,23 +48,26 @@ def atomic(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield tmp
-        if tmp.is_file():
-            with open(tmp, "rb") as file:  # the rename must never overtake the data
-                os.fsync(file.fileno())
-        elif path.is_dir():
-            shutil.rmtree(path)
-        os.replace(tmp, path)
-        sync(path)
-    except OSError as error:
+        with full_disk_is_a_sentence(path):
+            yield tmp
+            if tmp.is_file():
+                with open(tmp, "rb") as file:  # the rename must never overtake the data
+                    os.fsync(file.fileno())
+            elif path.is_dir():
+                shutil.rmtree(path)
+            os.replace(tmp, path)
+            sync(path)
+    except BaseException:
         remove(tmp)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full while writing {path}: free some space or choose another folder"
-            ) from error
         raise
+
+
+@contextlib.contextmanager
+def full_disk_is_a_sentence(path: Path) -> Iterator[None]:
+    """Raise UserError where the body, which writes `path`, finds the disk full."""
+    try:
+        yield
     except BaseException as error:
-        remove(tmp)
         if disk_full(error):
             raise UserError(
                 f"the disk is full while writing {path}: free some space or choose another folder"

@@ -33,6 +33,8 @@ class RunFiles:
         self.model = self.path / "model.pt"
         self.summary = self.path / "summary.json"
         self.lock = self.path / ".lock"
+        self.refused = self.path / ".refused"
+        self.stalls = self.path / ".stalls"
 
     def samples(self, rank: int) -> Path:
         """The sample ids that `rank` was given."""

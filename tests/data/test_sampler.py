@@ -1,9 +1,12 @@
 """Order, state and evenness of the samplers, without Lightning."""
 
+import subprocess
+import sys
 from itertools import chain, islice
 
 import numpy as np
 import pytest
+from toyrun import environment
 
 from frisket.data.sampler import ElasticSampler, OnceSampler, epoch_order
 from frisket.errors import UserError
@@ -108,3 +111,41 @@ def test_validation_sees_every_sample_once_in_equal_steps(n, batch, world):
     tickets = [t for rank in ranks for group in rank for t in group]
     assert sorted(t.index for t in tickets if not t.repeat) == list(range(n))
     assert sum(t.repeat for t in tickets) == -n % world
+
+
+STUCK = """
+import os, torch
+from frisket.data import sampler
+from frisket.engine import signals
+from frisket.errors import UserError
+
+class Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        if index == 3:
+            {deed}
+        return torch.zeros(1)
+
+sampler.TIMEOUT = 5.0
+with signals.held():  # as a training run holds them: the workers cannot be ended by SIGTERM
+    try:
+        for batch in sampler.Loader(Numbers(), [[i] for i in range(6)], collate=lambda s: s[0], workers=1):
+            print("batch", flush=True)
+    except UserError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "os.kill(os.getpid(), 9)",
+        "return lambda: 0",  # cannot be sent, and torch says nothing: as where /dev/shm is full
+    ],
+)
+def test_a_dead_or_stuck_worker_is_a_sentence_about_shared_memory(deed: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK.format(deed=deed)], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    lines = done.stdout.splitlines()
+    assert set(lines[:-1]) <= {"batch"} and len(lines) <= 4, done.stdout + done.stderr
+    assert "the loader's worker processes died or are stuck" in lines[-1] and "/dev/shm has" in lines[-1]

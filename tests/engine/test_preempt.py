@@ -5,10 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from toyfit import Ask, Kill, fit
+from toyfit import Ask, Kill, fit, killed_after_rename, ranks
 
 from frisket.engine import signals
 from frisket.engine.rundir import read_csv
+from frisket.errors import UserError
+from frisket.runfiles import RunFiles
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
@@ -75,6 +77,58 @@ def test_twice_in_a_row(straight, tmp_path):
     assert curve(tmp_path) == rows
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["last.ckpt", "previous.ckpt"]  # preempt.ckpt was older
+
+
+def test_a_kill_after_any_rename_loses_no_row_no_sample_and_no_step(tmp_path):
+    """Of a checkpoint above all: what it counts as done must be on disk before it."""
+    settings = {"steps": 4, "val_every": 2}
+    _, weights = fit(tmp_path / "straight", **settings)
+    rows, samples = curve(tmp_path / "straight"), RunFiles(tmp_path / "straight").samples(0).read_text()
+    ended, number = False, 0
+    while not ended:
+        number += 1
+        folder = tmp_path / str(number)
+        ended = not killed_after_rename(lambda folder=folder: fit(folder, **settings), number)
+        _, made = fit(folder, **settings)
+        assert (curve(folder), made) == (rows, weights), f"killed after rename {number}"
+        assert RunFiles(folder).samples(0).read_text() == samples
+    assert number > 7
+
+
+def test_ranks_agree_when_one_of_them_is_asked(tmp_path):
+    """With gloo, in two processes: at a step, and before the first one, where they start with skew."""
+
+    def asked_at_3(rank: int) -> int:
+        left, _ = fit(tmp_path, *([Ask(3)] if rank == 1 else []), devices=2)
+        return -1 if left is None else left
+
+    assert ranks(asked_at_3) == [3, 3]
+    assert [int(row["step"]) for row in read_csv(tmp_path / "metrics.csv") if row["train/loss"]] == [1, 2, 3]
+
+    def asked_at_once(rank: int) -> int:
+        with signals.held():
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            left, _ = fit(tmp_path, devices=2)
+        return -1 if left is None else left
+
+    assert ranks(asked_at_once) == [3, 3]
+
+
+def test_ranks_that_read_different_checkpoints_stop(tmp_path):
+    fit(tmp_path / "0", steps=4)
+    fit(tmp_path / "1", steps=6)
+    RunFiles(tmp_path / "1").lock.unlink()
+    RunFiles(tmp_path / "1").lock.symlink_to(tmp_path / "0" / ".lock")  # one folder, of which a node sees an old state
+
+    def work(rank: int) -> int:
+        try:
+            fit(tmp_path / str(rank), devices=2)
+        except UserError as error:
+            return 2 if "from steps 4 to 6" in str(error) else 1
+        return 0
+
+    assert ranks(work) == [2, 2]
 
 
 def test_signals_are_held_back_and_given_back():

@@ -2,21 +2,37 @@
 
 fit(folder, Ask(step=5))      # SIGUSR1 to ourselves at step 5
 fit(folder)                   # goes on
+killed_after_rename(lambda: fit(folder), 3)     # in a process that kill -9 ends right after its third rename
+ranks(lambda rank: fit(folder, devices=2)[0])   # in two processes, as torchrun starts them; their exit codes
 """
 
 import os
 import signal
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
+from frisket.callbacks import Samples
 from frisket.checkpoint import newest
 from frisket.engine import signals
 from frisket.engine.preempt import Preempt, Stopped
 from frisket.engine.rundir import CsvLog, RunDir
 from frisket.engine.save import AtomicIO, KeepLast
+from frisket.engine.strategy import place
+from frisket.place import Place
+
+
+class Numbers(NamedTuple):
+    """A batch: values (1, 2), and a key as `Batch` has."""
+
+    values: torch.Tensor
+    keys: list[str]
 
 
 class Loader:
@@ -31,7 +47,7 @@ class Loader:
     def __iter__(self) -> Any:
         while True:
             self.consumed += 1
-            yield torch.tensor([[float(self.consumed % 7), 1.0]])
+            yield Numbers(torch.tensor([[float(self.consumed % 7), 1.0]]), [str(self.consumed)])
             if self.consumed % self.length == 0:
                 return
 
@@ -50,9 +66,9 @@ class Module(L.LightningModule):
         torch.manual_seed(0)
         self.layer = torch.nn.Linear(2, 1)
 
-    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
-        loss = (self.layer(batch) - 3).pow(2).mean()
-        self.log_dict({"train/loss": loss, "train/seen": batch[0, 0]}, on_step=True)
+    def training_step(self, batch: Numbers, index: int) -> torch.Tensor:
+        loss = (self.layer(batch.values) - 3).pow(2).mean()
+        self.log_dict({"train/loss": loss, "train/seen": batch.values[0, 0]}, on_step=True)
         return loss
 
     def validation_step(self, batch: torch.Tensor, index: int) -> None:
@@ -95,17 +111,79 @@ class Kill(L.Callback):
             raise RuntimeError("killed")
 
 
+def killed_after_rename(work: Callable[[], object], number: int) -> bool:
+    """Do `work` in a process of its own, killed -9 right after its `number`-th rename. False: it ended before that."""
+    child = os.fork()
+    if child == 0:
+        rename, done = os.replace, 0
+
+        def replace(*paths: Any) -> None:
+            nonlocal done
+            rename(*paths)
+            done += 1
+            if done == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = replace
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), "the work itself failed"
+    return status != 0
+
+
+def ranks(work: Callable[[int], int], seconds: float = 60) -> list[int]:
+    """Do work(rank) in two processes that have torchrun's environment; their exit codes (negative: the signal)."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.environ |= {"TORCHELASTIC_RUN_ID": "toy", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os.environ |= {"GROUP_RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}
+            rank_zero_only.rank = rank  # read from the environment when Lightning is imported
+            code = work(rank)
+        finally:
+            os._exit(code)
+    end, codes = time.monotonic() + seconds, {}
+    while len(codes) < 2:
+        for child in children:
+            if child not in codes and (done := os.waitpid(child, os.WNOHANG))[0]:
+                codes[child] = os.waitstatus_to_exitcode(done[1])
+        if time.monotonic() > end:
+            for child in set(children) - codes.keys():
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    return [codes[child] for child in children]
+
+
 def fit(
-    folder: Path, *callbacks: L.Callback, steps: int = 10, val_every: int = 3, every: int = 2, accumulate: int = 1
+    folder: Path,
+    *callbacks: L.Callback,
+    steps: int = 10,
+    val_every: int = 3,
+    every: int = 2,
+    accumulate: int = 1,
+    devices: int = 1,
 ) -> tuple[int | None, list[float]]:
     """Start or go on with the run in `folder`. Returns (step it was asked to stop at or None, the weights)."""
     run = RunDir(folder)
     run.open()
     resume = newest(run.path)
     preempt, module = Preempt(run), Module()
+    where = place(Place(accelerator="cpu", devices=str(devices)))
     trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
+        **where | {"plugins": [*where["plugins"], AtomicIO()]},
         max_steps=steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
@@ -118,8 +196,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=CsvLog(run.metrics, resume.step if resume else 0),
-        plugins=[AtomicIO()],
-        callbacks=[KeepLast(run, every), *callbacks, preempt],
+        callbacks=[Samples(folder), *callbacks, KeepLast(run, every), preempt],
         default_root_dir=folder,
     )
     val = torch.utils.data.DataLoader(torch.tensor([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]))

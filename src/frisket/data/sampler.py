@@ -9,7 +9,11 @@ Order   per epoch: shuffle the shards, then shuffle the samples inside windows o
 Source  our choice; measured against Lightning 2.6 (a loader without a length is prefetched and loses a batch).
 """
 
+import contextlib
 import logging
+import os
+import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -164,6 +168,30 @@ class OnceSampler:
             yield tickets[first : first + self.batch_size]
 
 
+TIMEOUT = 300.0
+"""Seconds after which a batch that no worker delivers is an error: a worker that cannot send one says nothing."""
+
+
+@contextlib.contextmanager
+def dead_workers_are_a_sentence() -> Iterator[None]:
+    """Turn what torch says when workers die, or cannot hand a batch over, into UserError with the usual causes."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if not re.match(DEAD, str(error)):
+            raise
+        free = shutil.disk_usage("/dev/shm").free >> 20 if os.path.isdir("/dev/shm") else 0
+        raise UserError(
+            f"the loader's worker processes died or are stuck ({str(error).splitlines()[0]}): batches travel through "
+            f"shared memory, where /dev/shm has {free} MiB free (a container: --shm-size=8g), and open files "
+            "(ulimit -n 65536); or set workers=0"
+        ) from error
+
+
+DEAD = r"(DataLoader worker \(pid|DataLoader timed out|.*Too many open files|.*ancdata|.*shared memory)"
+"""The first line of those; that of an error inside a worker's own code is "Caught … in DataLoader worker process"."""
+
+
 class Loader:
     """A DataLoader over a batch sampler that has a length and turns a worker's Failure into its UserError."""
 
@@ -180,6 +208,7 @@ class Loader:
             pin_memory=pin,
             persistent_workers=workers > 0,
             prefetch_factor=2 if workers else None,
+            timeout=TIMEOUT if workers else 0,
         )
 
     def __len__(self) -> int:
@@ -189,10 +218,11 @@ class Loader:
         return self._batches()
 
     def _batches(self) -> Iterator[Any]:
-        for batch in self.loader:
-            if isinstance(batch, Failure):
-                raise UserError(batch.sentence)
-            yield batch
+        with dead_workers_are_a_sentence():
+            for batch in self.loader:
+                if isinstance(batch, Failure):
+                    raise UserError(batch.sentence)
+                yield batch
 
 
 class ElasticLoader(Loader):

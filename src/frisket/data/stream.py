@@ -17,7 +17,7 @@ import numpy as np
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from frisket.data.sampler import Failure
+from frisket.data.sampler import TIMEOUT, Failure, dead_workers_are_a_sentence
 from frisket.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -98,12 +98,14 @@ class StreamLoader:
         return self._batches()
 
     def _batches(self) -> Iterator[Any]:
-        loader = DataLoader(self.stream, batch_size=None, num_workers=self.workers, pin_memory=self.pin)
-        for batch in islice(loader, self.length - self.done):
-            if isinstance(batch, Failure):
-                raise UserError(batch.sentence)
-            self.done += 1
-            yield batch
+        wait = TIMEOUT if self.workers else 0
+        loader = DataLoader(self.stream, batch_size=None, num_workers=self.workers, pin_memory=self.pin, timeout=wait)
+        with dead_workers_are_a_sentence():
+            for batch in islice(loader, self.length - self.done):
+                if isinstance(batch, Failure):
+                    raise UserError(batch.sentence)
+                self.done += 1
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
         """How far the run is; plain integers, equal on all ranks."""

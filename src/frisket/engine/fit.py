@@ -26,8 +26,8 @@ from frisket.engine.batch import Division, Recount, divide
 from frisket.engine.preempt import Preempt, Stopped, exit_code
 from frisket.engine.rundir import CsvLog, RunDir, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
-from frisket.engine.strategy import exits_for_all, place, quiet
-from frisket.errors import UserError
+from frisket.engine.strategy import exits_for_all, fits, place, quiet
+from frisket.errors import UserError, warn
 from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
 
 
@@ -84,31 +84,42 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     )
     data = ShardData(config.data, per_device=division.per_device, workers=config.place.workers, seed=config.seed)
     resume = checkpoint.newest(folder.path)  # the one time that its facts are read
+    if resume:
+        fits(resume, config.place.strategy, where["devices"] * where["num_nodes"])
+    stalled = folder.stalled()
     _announce(config, folder, resume, f"{division}, {_epochs(config, data)}")
     recipe = module(config, resume)
     recipe.check_resume(folder.path)
     data.stamp = recipe.stamp()
     _remember(config, folder)
-    preempt = Preempt(folder)
+    keep, preempt = KeepLast(folder, config.trainer.checkpoint_every), Preempt(folder)
     trainer = L.Trainer(
         **where | {"plugins": [*where["plugins"], AtomicIO()]},
         **_rhythm(config, division),
         default_root_dir=folder.path,
         logger=_loggers(config, folder, resume),
-        callbacks=_callbacks(config, folder, preempt),
+        callbacks=_callbacks(config, folder, keep, preempt),
     )
-    if signals.asked():  # nothing is lost yet; a later start finds the same state
-        say("asked to stop before the first step")
-        return exit_code()
-    with contextlib.suppress(Stopped):  # inside validation; preempt.left says where
+    metrics: dict[str, Any] = {}
+    with contextlib.suppress(Stopped):  # preempt.left says where
         trainer.fit(
             recipe,
             datamodule=data,
             ckpt_path=resume.path if resume else None,
             weights_only=True if resume and resume.ranks is None else None,
         )
+        metrics |= trainer.callback_metrics
+        # due by no count of steps, or this start found every step done and the end missing
+        if preempt.left is None and config.data.val is not None and keep.validated != trainer.global_step:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1  # the loggers' step
+            trainer.validate(recipe, datamodule=data, verbose=False)
+            metrics |= trainer.callback_metrics
     _finalize(trainer)
-    return _leave(trainer, preempt.left) if preempt.left is not None else _finish(trainer, recipe, folder)
+    stuck = preempt.left is not None and preempt.left == (resume.step if resume else 0)
+    folder.stall(stuck and not stalled and not signals.interrupted())
+    if preempt.left is None:
+        return _finish(trainer, recipe, folder, {name: float(value) for name, value in metrics.items()})
+    return _leave(trainer, preempt.left, stuck and stalled)
 
 
 def _epochs(config: RecipeConfig, data: ShardData) -> str:
@@ -138,15 +149,15 @@ def _rhythm(config: RecipeConfig, division: Division) -> dict[str, Any]:
     }
 
 
-def _callbacks(config: RecipeConfig, folder: RunDir, preempt: Preempt) -> list[L.Callback]:
-    """In their order: the counters before who reads them, what is written before who may stop the run."""
+def _callbacks(config: RecipeConfig, folder: RunDir, keep: KeepLast, preempt: Preempt) -> list[L.Callback]:
+    """In their order: the counters before who reads them, what is written before who says that the step is done."""
     log, speed = config.log, Throughput(config.trainer.log_every)
-    callbacks: list[L.Callback] = [speed, Recount(), KeepLast(folder, config.trainer.checkpoint_every)]
+    callbacks: list[L.Callback] = [speed, Recount()]
     if log.samples:
         callbacks.append(Samples(folder.path))
     if config.data.val is not None and log.gallery_every and log.gallery_images:
         callbacks.append(Gallery(folder.path, log.gallery_every, log.gallery_images))
-    return [*callbacks, preempt, Progress(speed, config.trainer.log_every)]
+    return [*callbacks, keep, preempt, Progress(speed, config.trainer.log_every)]
 
 
 def _loggers(config: RecipeConfig, folder: RunDir, resume: Resume | None) -> list[Any]:
@@ -166,7 +177,11 @@ def _announce(config: RecipeConfig, folder: RunDir, resume: Resume | None, size:
     start = f"continuing from {resume.path}" if resume else "from the start"
     say(f"{config.recipe}: {folder.path}, {start}; {size}")
     if resume and folder.config.exists():
-        before, now = settings.flatten(settings.read(folder.config)), settings.flatten(config)
+        try:
+            before, now = settings.flatten(settings.read(folder.config)), settings.flatten(config)
+        except (UserError, ValueError) as error:
+            warn(f"{folder.config} is damaged ({error}): cannot say what changed since the last start")
+            return
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 say(f"  changed since the last start: {key}: {before.get(key)} -> {now.get(key)}")
@@ -177,15 +192,25 @@ def _remember(config: RecipeConfig, folder: RunDir) -> None:
     settings.save(config, folder.config)
 
 
-def _leave(trainer: L.Trainer, step: int) -> int:
-    """Say that the run stopped on request; the exit code, from the ranks whose code reaches somebody."""
+def _leave(trainer: L.Trainer, step: int, stuck: bool) -> int:
+    """Say that the run stopped on request; the exit code, from the ranks whose code reaches somebody.
+
+    Raises UserError when this was the second start that was stopped before it had made a step.
+    """
     trainer.strategy.barrier("frisket.left")
     environment = getattr(trainer.strategy, "cluster_environment", None)  # one device on one node has none
+    if not exits_for_all(environment, trainer.global_rank):
+        return 0
+    if stuck:
+        raise UserError(
+            f"two starts in a row were asked to stop before they had made a step (at {step}): the time limit is "
+            "shorter than start-up and warning (#SBATCH --time, --signal); ask for more time and send it again"
+        )
     say(f"stopped on request at step {step}; the same command goes on from there")
-    return exit_code() if exits_for_all(environment, trainer.global_rank) else 0
+    return exit_code()
 
 
-def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir) -> int:
+def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir, metrics: dict[str, float]) -> int:
     """Write model.pt and the summary (rank 0), and say where they are. Returns the exit code, 0."""
     if trainer.is_global_zero:
         # inside DeepSpeed the module may be bf16; its checkpoint folder holds the fp32 weights
@@ -193,7 +218,6 @@ def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir) -> int:
         step, config = trainer.global_step, recipe.config
         provenance = {"recipe": config.recipe, "run": folder.path.name, "step": step, "seed": config.seed}
         checkpoint.save(sam, folder.model, provenance=provenance)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         folder.finish(step, metrics)
         scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val/"))
         say(f"finished at step {step}: {folder.model}" + (f"  {scores}" if scores else ""))

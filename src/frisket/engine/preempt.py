@@ -18,6 +18,7 @@ import torch
 
 from frisket.engine import signals
 from frisket.engine.save import StepEnd, save
+from frisket.errors import UserError
 from frisket.runfiles import RunFiles
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
@@ -29,7 +30,7 @@ def exit_code() -> int:
 
 
 class Stopped(Exception):
-    """Raised out of a validation loop, which has no orderly way to stop early; the checkpoint is already written."""
+    """Raised where Lightning has no orderly way to stop early: before the first step, and inside validation."""
 
 
 class Preempt(StepEnd):
@@ -41,22 +42,34 @@ class Preempt(StepEnd):
         self.left: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the handlers back: Lightning has just put its own in front of ours."""
+        """Take the handlers back (Lightning has just put its own in front), and leave if any rank was asked already.
+
+        Raises UserError when the ranks have read different checkpoints (one that a single node cannot read).
+        """
         signals.install()
+        steps = [self._largest(trainer, sign * trainer.global_step) for sign in (1, -1)]
+        if steps[0] != -steps[1]:
+            raise UserError(f"ranks would go on from steps {-steps[1]:.0f} to {steps[0]:.0f}: a node sees another file")
+        if self._agreed(trainer):
+            self.left = trainer.global_step  # what it went on from is all there is to keep
+            raise Stopped
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save and stop, once this step is complete and anyone was asked. The run's very last step just finishes."""
         if not self.stepped(trainer) or trainer.global_step >= trainer.max_steps or not self._agreed(trainer):
             return
+        self.write_row(trainer)
         self._save(trainer)
         trainer.should_stop = True
         trainer.limit_val_batches = 0  # Lightning validates once more on should_stop: there is no time for it
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """The same inside validation, which is then run from its start after the resume."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not self._agreed(trainer):
+        if trainer.sanity_checking or trainer.state.fn == "test" or not self._agreed(trainer):
             return
-        self._save(trainer)
+        if trainer.state.fn == "fit":  # the final validation follows a checkpoint of the last step
+            self._save(trainer)
+        self.left = trainer.global_step
         raise Stopped
 
     def _save(self, trainer: L.Trainer) -> None:
@@ -64,8 +77,11 @@ class Preempt(StepEnd):
         self.left = trainer.global_step
 
     def _agreed(self, trainer: L.Trainer) -> bool:
-        mine = signals.asked()
+        return self._largest(trainer, signals.asked()) > 0
+
+    def _largest(self, trainer: L.Trainer, mine: float) -> float:
+        """The largest of all ranks' numbers; every rank must ask."""
         if trainer.world_size == 1:
             return mine
-        flag = torch.tensor(float(mine), device=trainer.strategy.root_device)
-        return bool(trainer.strategy.reduce(flag, reduce_op="max") > 0)
+        number = torch.tensor(float(mine), device=trainer.strategy.root_device)
+        return float(trainer.strategy.reduce(number, reduce_op="max"))

@@ -7,12 +7,15 @@ Our choice. Rank 0 writes; the other ranks only read.
 """
 
 import csv
+import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import threading
+import time
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -22,33 +25,58 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from frisket.engine.save import tidy
-from frisket.errors import UserError
-from frisket.files import atomic, write_json, write_text
+from frisket.engine.strategy import PATIENCE, launch
+from frisket.errors import UserError, warn
+from frisket.files import atomic, full_disk_is_a_sentence, remove, write_json, write_text
 from frisket.runfiles import RunFiles
 
 
 class RunDir(RunFiles):
-    """`RunDir("runs/demo")` names the places; `open()` (rank 0) makes the folder, locks it and mends old accidents."""
+    """`RunDir("runs/demo")` names the places; `open()` makes the folder, locks it and mends old accidents."""
 
     _lock: Any = None
 
-    @rank_zero_only
     def open(self) -> None:
-        """Create and lock the folder. Raises UserError when it cannot be written, or another process trains in it."""
+        """Create and lock the folder (rank 0; the others wait for it).
+
+        Raises UserError, on all ranks, when the folder cannot be written or another process trains in it.
+        """
+        if rank_zero_only.rank:
+            self._follow()
+            return
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             # POSIX locks belong to the process: gone after kill -9, and not inherited by forked loader workers
-            self._lock = open(self.lock, "w")  # noqa: SIM115  (held until close())
+            self._lock = open(self.lock, "a")  # noqa: SIM115  (held until close())
         except OSError as error:
             raise UserError(f"the run folder {self.path} cannot be written ({error.strerror}): set out=…") from error
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise UserError(
-                f"another process is training in {self.path}: wait for it, or set name=… for a second run"
-            ) from error
-        tidy(self.checkpoints)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                self._lock.close()
+                write_text(self.refused, launch())
+                raise UserError(self._taken()) from error
+            warn(f"{self.path} is on a file system without locks ({error.strerror}): start no second run in it")
+        self._lock.truncate(0)
+        self._lock.write(launch())
+        self._lock.flush()
+        remove(self.refused)
+        for folder in (self.path, self.checkpoints, self.gallery):
+            tidy(folder)
+
+    def _follow(self) -> None:
+        """Wait until rank 0 of this launch holds the folder. Ranks that it starts itself, later, need not."""
+        end = time.monotonic() + PATIENCE.total_seconds()
+        while launch() and _line(self.lock) != launch():
+            if _line(self.refused) == launch():
+                raise UserError(self._taken())
+            if time.monotonic() > end:
+                raise UserError(f"rank 0 did not open {self.path} within {PATIENCE}: see its own last words")
+            time.sleep(0.1)
+
+    def _taken(self) -> str:
+        return f"another process is training in {self.path}: wait for it, or set name=… for a second run"
 
     @rank_zero_only
     def close(self) -> None:
@@ -59,19 +87,37 @@ class RunDir(RunFiles):
 
     def wandb_id(self) -> str:
         """Return the run's W&B id: made once from the run's name and four random bytes, kept in a file."""
-        if not self.wandb.exists():
-            write_text(self.wandb, f"{self.path.name}-{secrets.token_hex(4)}\n")
-        return self.wandb.read_text(encoding="utf-8").strip()
+        known = _line(self.wandb)
+        if not re.fullmatch(r"[\w.-]{1,128}", known):
+            if self.wandb.exists():
+                warn(f"{self.wandb} is damaged: the run gets a new W&B id")
+            known = f"{self.path.name}-{secrets.token_hex(4)}"
+            write_text(self.wandb, f"{known}\n")
+        return known
 
     def finished(self) -> dict[str, Any] | None:
-        """Return the summary of a finished run, or None."""
-        if not (self.summary.exists() and self.model.exists()):
+        """Return the summary of a finished run; None when there is none, or a damaged one: the end is then redone."""
+        try:
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+            return {**summary, "step": int(summary["step"])} if self.model.is_file() else None
+        except FileNotFoundError:
             return None
-        return json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warn(f"{self.summary} is damaged ({error}): finishing the run again")
+            return None
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Write the summary that marks the run as finished."""
         write_json(self.summary, {"step": step, "metrics": metrics})
+
+    def stalled(self) -> bool:
+        """Whether the last start was stopped before it had made a step."""
+        return self.stalls.exists()
+
+    @rank_zero_only
+    def stall(self, now: bool) -> None:
+        """Remember that this start was stopped before it had made a step, or that one was made."""
+        write_text(self.stalls, "") if now else remove(self.stalls)
 
 
 class CsvLog(Logger):
@@ -86,7 +132,8 @@ class CsvLog(Logger):
         self.path = path
         self.resume_step = resume_step
         self._columns: list[str] = []
-        self._repeats: set[frozenset[str]] = set()
+        self._step = resume_step
+        self._kinds: set[frozenset[str]] = set()  # which columns this step's rows have: each kind of row comes once
         self._ready = False
 
     @property
@@ -109,19 +156,22 @@ class CsvLog(Logger):
         if not self._ready:
             self._start()
         row = {"step": (step or 0) + 1, **{key: _plain(value) for key, value in metrics.items()}}
-        if row["step"] == self.resume_step and frozenset(row) in self._repeats:
-            return  # a validation run again because the checkpoint was written just before it
+        if row["step"] != self._step:
+            self._step, self._kinds = row["step"], set()
+        if frozenset(row) in self._kinds:
+            return  # written before a checkpoint, or a validation run again because that was written just before it
+        self._kinds.add(frozenset(row))
         new = [key for key in row if key not in self._columns]
         if new:
             self._columns += new
             self._rewrite(read_csv(self.path))
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
+        with full_disk_is_a_sentence(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     def _start(self) -> None:
         rows = [row for row in read_csv(self.path) if int(row["step"]) <= self.resume_step]
         last = [row for row in rows if int(row["step"]) == self.resume_step]
-        self._repeats = {frozenset(key for key, value in row.items() if value) for row in last}
+        self._kinds = {frozenset(key for key, value in row.items() if value) for row in last}
         self._columns = list(dict.fromkeys(key for row in rows for key in row)) or ["step"]
         self._rewrite(rows)
         self._ready = True
@@ -148,11 +198,15 @@ class WandbCurve(WandbLogger):
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics file; a last row cut off by a kill is left out. Missing file: no rows."""
+    """Return the rows of a metrics file; what a kill or a damage left of others is left out. Missing file: no rows."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = [row for row in csv.DictReader(lines) if (row.get("step") or "").isdecimal() and None not in row]
+    if lines and len(rows) < len(lines) - 1:
+        warn(f"{path} is damaged: {len(lines) - 1 - len(rows)} of its lines are left out")
+    return [{key: value or "" for key, value in row.items()} for row in rows]
 
 
 def wandb_log(run: RunDir, *, mode: str, project: str, config: dict[str, Any]) -> tuple[Logger | None, str]:
@@ -219,3 +273,8 @@ def answers(host: str, port: int = 443, seconds: float = 2.0) -> bool:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
+
+
+def _line(path: Path) -> str:
+    """A small file's text; "" when it is not there."""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""

@@ -103,19 +103,36 @@ class StepEnd(L.Callback):
         """Whether the batch that just ended made an optimizer step."""
         return trainer.global_step > self._before
 
+    @staticmethod
+    def write_row(trainer: L.Trainer) -> None:
+        """Let the loggers have this step's row now, before a checkpoint says that the step is done.
+
+        Lightning logs it only after these callbacks: a kill in between would lose it. CsvLog drops the repetition.
+        """
+        trainer._logger_connector.update_train_step_metrics()
+
 
 class KeepLast(StepEnd):
-    """Write last.ckpt of `run` every `every` optimizer steps and at the last one."""
+    """Write last.ckpt of `run` every `every` optimizer steps and at the last one.
+
+    Put it behind every callback that writes something at a step: what a checkpoint counts as done must be on disk.
+    """
 
     def __init__(self, run: RunFiles, every: int) -> None:
         super().__init__()
         self.run, self.every = run, every
+        self.validated = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when the step is due, before any validation of that step."""
         step = trainer.global_step
         if self.stepped(trainer) and (step % self.every == 0 or step >= trainer.max_steps):
+            self.write_row(trainer)
             save(trainer, self.run, self.run.last)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember when: a run is not finished before a validation of its last step."""
+        self.validated = trainer.global_step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put aside what a resume passed over as damaged: it must never take the place of a good one."""

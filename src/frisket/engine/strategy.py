@@ -14,6 +14,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -27,8 +28,12 @@ from lightning.pytorch.plugins.environments import (
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
+from frisket.checkpoint import Resume
 from frisket.errors import UserError
 from frisket.place import Place
+
+PATIENCE = timedelta(minutes=10)
+"""How long ranks wait for each other, at the start and at any step, before they take the missing one for dead."""
 
 
 def place(where: Place) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def place(where: Place) -> dict[str, Any]:
     accelerator, devices, num_nodes = where.accelerator, where.devices, where.num_nodes
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    environment = _environment()
+    environment = _environment(num_nodes)
     if isinstance(environment, SLURMEnvironment):
         num_nodes, devices = _slurm_size()
     elif isinstance(environment, TorchElasticEnvironment):
@@ -66,6 +71,31 @@ def place(where: Place) -> dict[str, Any]:
     }
 
 
+def fits(resume: Resume, strategy: str, world: int) -> None:
+    """Raise UserError when `world` ranks under `strategy` cannot go on from this checkpoint."""
+    saved = "DeepSpeed" if resume.ranks is not None else "DDP or a single device"
+    mend = "or take its weights into another run (name=…, init_from=…)"
+    if strategy.startswith("deepspeed") != (resume.ranks is not None):
+        raise UserError(
+            f"{resume.path} was saved by {saved} and place.strategy={strategy} cannot go on from it: set the strategy "
+            f"it was trained with, {mend}"
+        )
+    if resume.ranks and resume.ranks != world:
+        raise UserError(
+            f"{resume.path} is split over {resume.ranks} ranks and this start has {world}: take as many, {mend}"
+        )
+
+
+def launch() -> str:
+    """What all ranks of one start, and no other start, have in common; "" where rank 0 starts the others itself."""
+    names: tuple[str, ...] = ()
+    if under_slurm():
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    elif TorchElasticEnvironment.detect():
+        names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
+    return " ".join(os.environ.get(name, "-") for name in names)
+
+
 def under_slurm() -> bool:
     """Whether this process is a task that `srun` started (a plain process inside a batch script is not)."""
     return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ and SLURMEnvironment.detect()
@@ -80,13 +110,17 @@ def exits_for_all(environment: ClusterEnvironment | None, rank: int) -> bool:
     return rank == 0 or not isinstance(environment, LightningEnvironment)
 
 
-def _environment() -> ClusterEnvironment:
+def _environment(num_nodes: int) -> ClusterEnvironment:
     if under_slurm():
         if "SLURM_NTASKS_PER_NODE" not in os.environ and int(os.environ["SLURM_NTASKS"]) > 1:
             raise UserError("this Slurm job sets no --ntasks-per-node: give it, one task per GPU")
         return SLURMEnvironment(auto_requeue=False)  # frisket.engine.preempt does that, between steps
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
+    if num_nodes > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"place.num_nodes={num_nodes}, but nothing starts the other nodes: use srun (slurm/*.sh) or torchrun"
+        )
     return LightningEnvironment()  # named, so that SLURM_* left over in an interactive shell is not believed
 
 
@@ -106,10 +140,13 @@ def _strategy(name: str, *, on_cpu: bool, world: int) -> Any:
             stage=int(name[-1]),
             logging_batch_size_per_gpu=1,  # for its own log; "auto" asks the loader for a batch_size it does not have
             process_group_backend=backend,
+            timeout=PATIENCE,
         )
     if name == "auto" and world == 1:
         return "auto"
-    return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True, process_group_backend=backend)
+    return DDPStrategy(
+        find_unused_parameters=False, gradient_as_bucket_view=True, process_group_backend=backend, timeout=PATIENCE
+    )
 
 
 class WholeBatch(DeepSpeedPrecision):

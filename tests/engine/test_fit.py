@@ -1,0 +1,121 @@
+"""A run's end and its refusals: final validation, damaged files, other strategies, starts without a step."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toyfit import killed_after_rename
+from toyrun import command, environment, toy_run, toy_shards
+
+from frisket.cli.main import main
+from frisket.engine.rundir import read_csv
+from frisket.runfiles import RunFiles
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Training and validation shards."""
+    root = tmp_path_factory.mktemp("data")
+    return toy_shards(root / "train", 8), toy_shards(root / "val", 3, "val")
+
+
+def validated(run: RunFiles) -> list[int]:
+    """The steps at which metrics.csv has a validation."""
+    return [int(row["step"]) for row in read_csv(run.metrics) if row.get("val/box/miou")]
+
+
+def test_a_run_killed_near_its_end_has_its_final_validation(data, tmp_path, monkeypatch):
+    """The last step is no multiple of val_every. Killed around the last checkpoint, and before the summary."""
+    words = ["train", *toy_run(data[0], tmp_path, data[1], max_steps=3, val_every=2, checkpoint_every=2)]
+    renames, rename = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: renames.append(Path(paths[1]).name) or rename(*paths))
+    assert main([*words, "name=straight"]) == 0
+    monkeypatch.undo()
+    assert renames[-4:] == ["previous.ckpt", "last.ckpt", "model.pt", "summary.json"]
+    straight = RunFiles(tmp_path / "straight")
+    assert validated(straight) == [2, 3]
+    expected = json.loads(straight.summary.read_text())
+    assert expected["step"] == 3
+
+    for number in range(len(renames) - 3, len(renames)):
+        run = RunFiles(tmp_path / f"killed{number}")
+        assert killed_after_rename(lambda name=run.path.name: main([*words, f"name={name}"]), number)
+        assert not run.summary.exists()
+        assert main([*words, f"name={run.path.name}"]) == 0
+        made = json.loads(run.summary.read_text())
+        for key in ("val/box/miou", "val/click1/miou"):
+            assert made["metrics"][key] == expected["metrics"][key] is not None
+        assert validated(run) == [2, 3]
+
+
+def test_damaged_files_of_a_run_are_no_tracebacks_and_nothing_is_lost(data, tmp_path, capsys):
+    words = ["train", *toy_run(data[0], tmp_path, data[1], checkpoint_every=2), "name=run"]
+    run = RunFiles(tmp_path / "run")
+    assert main([*words, "trainer.max_steps=4"]) == 0
+
+    # of the last checkpoint one bit: the one before it counts, said in a line
+    content = bytearray(run.last.read_bytes())
+    content[len(content) // 2] ^= 1
+    run.last.write_bytes(content)
+    run.summary.write_text("{")
+    run.wandb.write_bytes(b"\xff\x00")
+    run.config.write_bytes(b"\xff: [")
+    with open(run.metrics, "ab") as file:
+        file.write(b"\xff\x00,,,,,,,\n")
+    with open(run.samples(0), "ab") as file:
+        file.write(b"\xff{\n")
+    capsys.readouterr()
+    assert main([*words, "trainer.max_steps=4", "log.wandb=offline"]) == 0
+    said = capsys.readouterr()
+    for damaged in (run.last, run.summary, run.wandb, run.config, run.metrics, run.samples(0)):
+        assert f"frisket: {damaged} " in said.err or f"; {damaged} " in said.err, damaged
+    assert f"continuing from {run.previous}" in said.out and "finished at step 4" in said.out
+    assert [int(row["step"]) for row in read_csv(run.metrics) if row["train/loss"]] == [1, 2, 3, 4]
+    assert run.last.with_name("last.ckpt.damaged").read_bytes() == content
+
+    # nothing readable is left: one sentence, and nothing is touched
+    run.summary.unlink()
+    for path in (run.last, run.previous):
+        path.write_bytes(path.read_bytes()[:-100])
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and "wandb" not in path.parts}
+    capsys.readouterr()
+    assert main([*words, "trainer.max_steps=4"]) == 2
+    assert "no checkpoint of" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize("strategy", ["deepspeed_stage_1", "deepspeed_stage_2"])
+def test_deepspeed_cannot_go_on_from_a_file(data, tmp_path, capsys, strategy):
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed (pip install -c constraints.txt -e '.[deepspeed]')")
+    words = ["train", *toy_run(data[0], tmp_path)]
+    assert main([*words, "trainer.max_steps=1"]) == 0
+    assert main([*words, "trainer.max_steps=2", f"place.strategy={strategy}"]) == 2
+    assert "was saved by DDP or a single device" in capsys.readouterr().err
+
+
+def test_two_starts_without_a_step_are_enough(data, tmp_path):
+    """As where the time limit is shorter than the warning before it: the signal is there when Python starts."""
+    words = command("train", *toy_run(data[0], tmp_path, max_steps=2))
+    block = [sys.executable, "-c", BLOCKED, *words]
+    codes = []
+    for _ in range(2):
+        done = subprocess.run(block, env=environment(), capture_output=True, text=True, timeout=240)
+        codes.append(done.returncode)
+        if done.returncode == 2:
+            assert "two starts in a row were asked to stop before they had made a step" in done.stderr
+        else:
+            assert "stopped on request at step 0" in done.stdout, done.stdout + done.stderr
+    assert codes == [75, 2]
+    assert not RunFiles(tmp_path / "train_sam").stalls.exists()  # sent again, it may try twice again
+
+
+BLOCKED = f"""
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [{int(signal.SIGUSR1)}])
+os.kill(os.getpid(), {int(signal.SIGUSR1)})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
