@@ -1,3 +1,6 @@
+  # A signal in the first second, before training can hold it, waits for it (coreutils 8.31 and newer)
+  local hold=(env --block-signal=USR1,TERM)
+  { [ "${2:-}" = train ] && "${hold[@]}" true 2>/dev/null; } || hold=()
 # Sourced by every script in slurm/: finds the checkout, and gives `launch`, which runs one command on all tasks.
 #   LOCAL=1 bash slurm/train_sam.sh …     runs here, without Slurm
 #   FRISKET_ON=a100 sbatch slurm/…        adds configs/on/a100.yaml (also a40, cpu)
