@@ -26,9 +26,9 @@ launch() {
   export MASTER_ADDR MASTER_PORT
   export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not inherit --cpus-per-task
   echo "$(date '+%F %T') job $SLURM_JOB_ID start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, master $MASTER_ADDR:$MASTER_PORT"
-  # A signal in the first second, before Python can hold it, waits for it (coreutils 8.31 and newer)
+  # A signal in the first second, before training can hold it, waits for it (coreutils 8.31 and newer)
   local hold=(env --block-signal=USR1,TERM)
-  "${hold[@]}" true 2>/dev/null || hold=()
+  { [ "${2:-}" = train ] && "${hold[@]}" true 2>/dev/null; } || hold=() # the other verbs do not hold it
   # --wait: when one task has died the others are ended a minute later, not at the job's time limit
   srun --wait=60 "${hold[@]}" "$@" || code=$?
   echo "$(date '+%F %T') job $SLURM_JOB_ID left with code $code"
