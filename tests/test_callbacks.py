@@ -2,7 +2,6 @@
 
 import io
 import json
-from typing import Any
 
 import lightning as L
 import pytest
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from frisket.callbacks import Gallery, Judged, Progress, Samples, Throughput, clock, panels, peak_flops
+from frisket.callbacks import Gallery, Progress, Samples, Throughput, clock, panels, peak_flops
 from frisket.geometry import Frame
 from frisket.sample import Batch
 
@@ -106,27 +105,6 @@ def test_a_terminal_gets_one_line_redrawn(tmp_path):
     fit(tmp_path, speed, Progress(speed, every=1, stream=stream), steps=3)
     drawn = stream.getvalue()
     assert drawn.count("\r") == 3 and drawn.count("\n") == 1
-
-
-class Counted(L.LightningModule):
-    """Something to judge."""
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        return None
-
-
-@pytest.mark.parametrize(
-    ("stream", "seconds", "shown"),
-    [(Terminal(), 99.0, [1, 2, 3, 4]), (io.StringIO(), 0.0, [1, 2, 3, 4]), (io.StringIO(), 99.0, [])],
-)
-def test_an_evaluation_says_how_far_it_is(stream: io.StringIO, seconds: float, shown: list[int]):
-    L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Judged(4, seconds=seconds, stream=stream)],
-    ).test(Counted(), DataLoader(range(4), batch_size=None), verbose=False)  # fmt: skip
-    lines = [line.strip() for line in stream.getvalue().replace("\r", "\n").splitlines() if line.strip()]
-    assert [int(line.split()[1].split("/")[0]) for line in lines] == shown
-    assert all(line.startswith("judged ") and "/4  " in line and "eta 0:00:0" in line for line in lines)
 
 
 def test_throughput_counts_images_and_leaves_validation_out(tmp_path):

@@ -172,34 +172,6 @@ class Progress(L.Callback):
         return "  ".join([*parts, f"eta {clock((steps - step) * per_step)}"])
 
 
-class Judged(L.Callback):
-    """How much of an evaluation of `total` items is done, on rank 0 for all ranks: items, items a second, ETA.
-
-    A terminal sees every item, a log file a line every `seconds`; a shorter pass prints nothing there.
-    """
-
-    def __init__(self, total: int, *, seconds: float = 30.0, stream: Any = None) -> None:
-        self.total, self.seconds = total, seconds
-        self._line = Line(stream)
-        self._begin = self._shown = 0.0
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count time from here."""
-        self._begin = self._shown = time.perf_counter()
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        """Print when it is time."""
-        now, done = time.perf_counter(), min((batch_idx + 1) * trainer.world_size, self.total)
-        if trainer.is_global_zero and (self._line.live or now - self._shown >= self.seconds):
-            self._shown = now
-            each = (now - self._begin) / done
-            speed = f"{1 / each:.2f} a second" if each < 1 else f"{each:.1f} s each"
-            left = clock((self.total - done) * each)
-            self._line.show(f"judged {done}/{self.total}  {speed}  eta {left}", done == self.total)
-
-
 def clock(seconds: float) -> str:
     """Return h:mm:ss."""
     whole = int(seconds + 0.5)

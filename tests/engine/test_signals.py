@@ -34,7 +34,7 @@ def test_the_second_ctrl_c_ends_a_process_that_is_stuck(stuck):
         if stuck == "ask":
             assert process.stdout.readline() == "asked True\n"
         process.stderr.readline()
-        assert "stopping after this step, with a checkpoint; Ctrl-C again" in process.stderr.readline()
+        assert "stopping after this step, with what is done kept; Ctrl-C again" in process.stderr.readline()
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130

@@ -17,6 +17,7 @@ from frisket.eval.boundary import curve, thresholds
 from frisket.eval.edges import Config, Task
 from frisket.everything.edges import everything_edges, photograph_edges, thinned
 from frisket.models.sam import Sam
+from frisket.place import Place
 from frisket.predict.predictor import Predictor
 
 YAML = str(Path(__file__).parents[2] / "configs/eval_edges.yaml")
@@ -73,7 +74,7 @@ def task(**words: object) -> Task:
 
 def test_a_folder_of_maps_needs_no_checkpoint(bsds: Path, maps: Path, tmp_path: Path, capsys: object) -> None:
     out = tmp_path / "out"
-    words = [f"maps={maps}", f"truth={bsds / 'groundTruth/val'}", "thresholds=9", f"out={out}", "workers=0"]
+    words = [f"maps={maps}", f"truth={bsds / 'groundTruth/val'}", "thresholds=9", f"out={out}", "place.workers=0"]
     assert run([YAML], [*words, "pictures=1", "max_dist=0.03"]) == 0
     found = json.loads((out / "eval.json").read_text())
     # above the noise only the drawing is left; both annotators' pixels lie within 2.2 px of it
@@ -96,7 +97,7 @@ def test_several_maps_by_workers_are_those_of_one_process(bsds: Path, maps: Path
     for workers in (0, 2):
         out = tmp_path / f"out{workers}"
         words = [f"maps=[a:{maps},{tmp_path / 'again/maps'},sobel]", f"truth={bsds}", "thresholds=5", f"out={out}"]
-        run([YAML], [*words, f"workers={workers}", "pictures=1"])
+        run([YAML], [*words, f"place.workers={workers}", "pictures=1"])
         found.append(json.loads((out / "eval.json").read_text()))
     assert found[0]["models"] == found[1]["models"]
     models = found[0]["models"]
@@ -118,7 +119,7 @@ def test_sobel_is_the_photographs_gradient(bsds: Path, nms: bool) -> None:
 
 
 def test_a_checkpoints_masks_make_the_map(bsds: Path, tiny_sam: Sam) -> None:
-    ours = task(checkpoint=["x"], truth=str(bsds), thresholds=5, workers=2)
+    ours = task(checkpoint=["x"], truth=str(bsds), thresholds=5, place=Place(workers=2))
     item = ours.load(0)
     assert ours.without_model(item) == {}
     row = ours.answer(tiny_sam.eval(), item)
@@ -130,7 +131,7 @@ def test_a_checkpoints_masks_make_the_map(bsds: Path, tiny_sam: Sam) -> None:
 
 
 def test_a_checkpoint_by_the_command(bsds: Path, maps: Path, tiny_teacher: Path, tmp_path: Path) -> None:
-    words = [f"checkpoint=small:{tiny_teacher}", f"maps={maps}", f"truth={bsds}", "thresholds=3", "workers=0"]
+    words = [f"checkpoint=small:{tiny_teacher}", f"maps={maps}", f"truth={bsds}", "thresholds=3", "place.workers=0"]
     assert run([YAML], [*words, "limit=1", f"out={tmp_path / 'out'}"]) == 0
     found = json.loads((tmp_path / "out/eval.json").read_text())
     assert list(found["models"]) == ["maps", "small"] and found["image_size"] == 64
@@ -167,7 +168,6 @@ def test_one_sentence_for_each_mistake(bsds: Path, maps: Path, tmp_path: Path) -
         ({"maps": [str(tmp_path / "nowhere")], "truth": truth}, "no folder of maps"),
         ({"maps": [str(maps), f"maps:{empty}"], "truth": truth}, "both|two folders of maps are called 'maps'"),
         ({"maps": [str(maps)], "checkpoint": ["maps:x"], "truth": truth}, "maps and a checkpoint are both called"),
-        ({"maps": [str(maps)], "truth": truth, "thresholds": 0}, "thresholds=0 must be at least 1"),
         ({"maps": [str(maps)], "truth": truth, "max_dist": 3.0}, "a part of the picture's diagonal"),
         ({"maps": ["sobel"], "truth": truth, "images": str(empty)}, "has no photograph 11"),
         ({"maps": ["sobel"], "truth": truth, "images": "/nowhere"}, "there is no folder /nowhere"),
@@ -186,11 +186,11 @@ def test_a_bad_photograph_ends_the_command_with_one_sentence(bsds: Path, maps: P
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(maps / "9.png")
     for workers in (0, 1):  # a worker's sentence travels without its traceback
         with pytest.raises(UserError, match="9 wide and 9 high, its photograph 60 and 40") as caught:
-            run([YAML], [*words, f"workers={workers}"])
+            run([YAML], [*words, f"place.workers={workers}"])
         assert "\n" not in str(caught.value)
     (bsds / "groundTruth/val/11.mat").write_bytes(b"MATLAB 5.0" * 30)
     with pytest.raises(UserError, match=r"the photograph 11: the ground truth 11\.mat is not readable"):
-        run([YAML], [*words, "workers=0"])
+        run([YAML], [*words, "place.workers=0"])
 
 
 def test_a_photograph_of_another_size_is_refused(bsds: Path) -> None:
@@ -205,7 +205,7 @@ def test_berkeleys_sample_by_the_command(data_root: Path, tmp_path: Path) -> Non
     if not root.is_dir():
         pytest.skip("needs bsds_bench in FRISKET_DATA_ROOT")
     words = [f"maps={root / 'png'}", f"truth={root / 'groundTruth'}", "thresholds=5", f"out={tmp_path}"]
-    run([YAML], [*words, "workers=0", "pictures=0"])
+    run([YAML], [*words, "place.workers=0", "pictures=0"])
     found = json.loads((tmp_path / "eval.json").read_text())
     official = (0.704628, 0.708698, 0.307627)  # tolerance: see test_boundary
     assert [found[name] for name in ("ods", "ois", "ap")] == pytest.approx(official, abs=1e-3)

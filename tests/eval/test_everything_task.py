@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from frisket import config as settings
 from frisket.cli.main import main
 from frisket.errors import UserError
 from frisket.eval import everything as module
@@ -141,8 +142,8 @@ def test_the_verb_writes_numbers_rows_and_pictures(
 
 
 def test_mistakes_are_sentences(lvis: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="max_masks=0 must be at least 1"):
-        Task(Config(task="everything", max_masks=0, **lvis), 64)
+    with pytest.raises(UserError, match="max_masks=0 must be 1 or more"):
+        settings.from_dict(Config, {"task": "everything", "max_masks": 0, **lvis}, "a.yaml")
     with pytest.raises(UserError, match="did you mean 'grid'"):
         Task(Config(task="everything", everything={"strategy": "gird"}, **lvis), 64)
     with pytest.raises(UserError, match="there is no data="):

@@ -87,7 +87,7 @@ def test_a_results_file_needs_no_model_and_gives_the_known_numbers(data_root: Pa
         one["bbox"] = [0, 0, 1, 1]  # must be dropped: areas from it would change S, M and L
     (tmp_path / "r.json").write_text(json.dumps(results))
     words = [f"data={folder / 'instances_val2014_100.json'}", f"results={tmp_path / 'r.json'}", f"out={tmp_path}"]
-    assert main(["eval", "configs/eval_instance.yaml", *words, "accelerator=cpu"]) == 0
+    assert main(["eval", "configs/eval_instance.yaml", *words, "place.accelerator=cpu"]) == 0
     found = json.loads((tmp_path / "eval.json").read_text())
     assert found["ap"] == pytest.approx(0.3195452758576433, abs=1e-9)
     assert found["ap_s"] == pytest.approx(0.3873740315997837, abs=1e-9)
@@ -105,14 +105,14 @@ def test_only_what_counts_is_prompted_and_all_of_it_when_masks_are_saved(
     assert all(0 < n <= 300 for n in counts)
     words = ["eval", "configs/eval_instance_lvis.yaml", f"data={lvis[0]}", f"images={lvis[1]}", "limit=2"]
     words += [f"detections={boxes_as_detections(lvis[0], path)}", f"checkpoint=[m:{tiny_teacher}]", "save_masks=true"]
-    assert main([*words, f"out={tmp_path / 'out'}", "accelerator=cpu", "pictures=1"]) == 0
+    assert main([*words, f"out={tmp_path / 'out'}", "place.accelerator=cpu", "pictures=1"]) == 0
     saved = json.loads((tmp_path / "out/results_m.json").read_text())
     first = [photo.image_id for photo in open_annotated(lvis[0], pixels=False)][:2]
     assert sorted({row["image_id"] for row in saved}) == first
     assert all(set(row) == {"image_id", "category_id", "score", "segmentation"} for row in saved)
     assert coco_mask.decode(saved[0]["segmentation"]).shape == tuple(saved[0]["segmentation"]["size"])
     again = ["eval", "configs/eval_instance_lvis.yaml", f"data={lvis[0]}", "limit=2", f"out={tmp_path / 'again'}"]
-    assert main([*again, f"results={tmp_path / 'out/results_m.json'}", "accelerator=cpu"]) == 0
+    assert main([*again, f"results={tmp_path / 'out/results_m.json'}", "place.accelerator=cpu"]) == 0
     one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("out", "again"))
     for name, value in one["models"]["m"].items():
         assert two["models"]["masks of results_m.json"][name] == pytest.approx(value, abs=1e-12, nan_ok=True)
@@ -251,7 +251,7 @@ def test_a_bad_results_file_is_one_sentence(
     rows = json.loads(path.read_text())
     path.write_text(json.dumps(change(rows)))
     words = [f"data={coco[0]}", f"images={coco[1]}", f"detections={path}", f"checkpoint={tiny_teacher}"]
-    assert main(["eval", "configs/eval_instance.yaml", *words, f"out={tmp_path}", "accelerator=cpu"]) == 2
+    assert main(["eval", "configs/eval_instance.yaml", *words, f"out={tmp_path}", "place.accelerator=cpu"]) == 2
     said = capsys.readouterr().err
     assert sentence.format(n=len(rows)) in said and str(path) in said
     assert said.count("\n") == 1 and said.startswith("frisket: ")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from frisket import config as settings
 from frisket.cli.main import main
 from frisket.errors import UserError
 from frisket.eval import subject as subject_module
@@ -136,7 +137,7 @@ def test_a_form_that_answers_otherwise_gets_no_times(
         return made
 
     monkeypatch.setattr(subject_module, "reduced", other)
-    task = quick(precision="bf16", parts=["encoder"])
+    task = quick(precision="bf16-true", parts=["encoder"])
     found = answers(task, tiny_sam)
     assert found["agreement/ok"] == ok
     assert ("encoder/ms" in found) == ("throughput/images_per_second" in found) == bool(ok)
@@ -146,18 +147,18 @@ def test_a_form_that_answers_otherwise_gets_no_times(
 
 
 def test_reduced_precision_casts_encoder_and_decoder_alone(tiny_sam: Sam) -> None:
-    half = reduced(tiny_sam, "bf16")
+    half = reduced(tiny_sam, "bf16-true")
     kinds = {name: {p.dtype for p in part.parameters()} for name, part in half.named_children()}
     assert kinds["image_encoder"] == kinds["mask_decoder"] == {torch.bfloat16}
     assert kinds["prompt_encoder"] == {torch.float32}
     assert {p.dtype for p in tiny_sam.parameters()} == {torch.float32}
-    assert reduced(tiny_sam, "fp32") is tiny_sam
+    assert reduced(tiny_sam, "32-true") is tiny_sam
     one = photo(np.full((40, 64, 3), 90, np.uint8), 64, torch.device("cpu"), 0)
     with torch.inference_mode():
         exact, fast = (sam.encode(one.image, one.sizes).float() for sam in (tiny_sam, half))
         assert torch.nn.functional.cosine_similarity(exact, fast).min() > 0.99  # bf16 keeps eight bits
         assert not exact.equal(fast)
-        assert Subject(tiny_sam, [one], precision="bf16").check(0.5)["finite"] == 1
+        assert Subject(tiny_sam, [one], precision="bf16-true").check(0.5)["finite"] == 1
 
 
 def test_compiling_leaves_the_given_model_alone(tiny_sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +218,7 @@ def test_the_sweep_ends_at_memory_or_a_plateau(
 
 def test_memory_is_a_fresh_processs(tiny_sam: Sam) -> None:
     ballast = torch.zeros(300 * 2**20, dtype=torch.uint8) + 1  # resident here, and nothing of the child's
-    found = memory(tiny_sam, side=64, precision="fp32", device=torch.device("cpu"))
+    found = memory(tiny_sam, side=64, precision="32-true", device=torch.device("cpu"))
     assert found["weights"] == weights_bytes(tiny_sam) / 2**20
     assert found["rss_before"] < found["rss"] <= found["peak"]
     assert found["peak"] == max(found["encoder_peak"], found["box_peak"], found["points64_peak"])
@@ -243,25 +244,26 @@ def test_inputs_are_pictures_shards_or_noise(tmp_path: Path, tiny_shards: Path) 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"precision": "float16"}, "did you mean 'fp16'"),
-        ({"compile": "max"}, "compile=max is unknown"),
+        ({"precision": "16-mixed"}, "must be one of 32-true, bf16-true, 16-true: did you mean '16-true'"),
+        ({"compile": "max"}, "compile=max must be one of"),
         ({"parts": ["encodr"]}, "did you mean 'encoder'"),
         ({"repeats": 0}, "repeats=0 must be 1 or more"),
-        ({"batches": [0]}, "must all be 1 or more"),
-        ({"devices": "2"}, "measured on one device"),
+        ({"batches": [0]}, r"batches=\[0\] must be 1 or more"),
+        ({"place": {"devices": "2"}}, "measured on one device"),
+        ({"threads": 2}, "threads is now place.threads"),
         ({"everything": {"points_per_side": 0}}, "points_per_side=0 must be 1 or more"),
     ],
 )
 def test_a_mistake_is_one_sentence(changes: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        quick(**changes)
+        Task(settings.from_dict(Config, QUICK | changes, "a.yaml"), 64)
 
 
 def test_the_command_writes_every_part(tiny_teacher: Path, tiny_shards: Path, tmp_path: Path, capsys) -> None:
     words = [
         "eval", "task=latency", f"checkpoint=[one:{tiny_teacher},two:{tiny_teacher}]", f"data={tiny_shards / 'val'}",
-        f"out={tmp_path}", "accelerator=cpu", "inputs=2", "warmup=0", "repeats=2", "rounds=1", "batches=[1]", "calls=1",
-        "memory=false",
+        f"out={tmp_path}", "place.accelerator=cpu", "inputs=2", "warmup=0", "repeats=2", "rounds=1", "batches=[1]",
+        "calls=1", "memory=false",
         "everything_repeats=0",
     ]  # fmt: skip
     assert main(words) == 0

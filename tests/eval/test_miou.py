@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from perfectsam import PerfectSam, coco_folder
 
+from frisket import config as settings
 from frisket.cli.main import main
 from frisket.data.annotated import open_annotated
 from frisket.errors import UserError
@@ -19,6 +20,7 @@ from frisket.eval.miou import Config, Task
 from frisket.eval.protocols import PROTOCOLS, chosen
 from frisket.geometry import mask_iou, upscale_logits
 from frisket.models.sam import Sam
+from frisket.place import Place
 from frisket.prep import synthetic
 from frisket.prep.run import prep
 from frisket.prompts import central_pixels
@@ -112,7 +114,7 @@ def test_what_is_asked_and_how_often(tiny_shards: Path) -> None:
 
 def test_sam_protocol_is_what_the_words_say(tiny_shards: Path, tiny_sam: Sam) -> None:
     """Against a plain loop: one object at a time, full masks, no chunks."""
-    task = make(tiny_shards / "val", 64, clicks=[1, 2], batch=3)
+    task = make(tiny_shards / "val", 64, clicks=[1, 2], place=Place(prompts_at_once=3))
     item = task.load(1)
     assert item is not None
     sam = tiny_sam.eval()
@@ -183,19 +185,20 @@ def test_a_mask_that_vanishes_on_both_sides_is_dropped_by_edgesam(tiny_shards: P
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("words", "sentence"),
     [
-        ({"protocol": ["sma"]}, "protocol 'sma' does not exist: did you mean 'sam'"),
+        ({"protocol": ["sma"]}, "protocol.0.=sma must be one of .*: did you mean 'sam'"),
         ({"protocol": []}, "protocol is empty"),
-        ({"clicks": [0]}, "clicks=.0. cannot be judged"),
+        ({"clicks": [0]}, "clicks=.0. must be 1 or more"),
         ({"clicks": []}, "cannot be judged"),
     ],
 )
-def test_mistakes_are_one_sentence(tiny_shards: Path, settings: dict[str, Any], sentence: str) -> None:
+def test_mistakes_are_one_sentence(tiny_shards: Path, words: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        make(tiny_shards / "val", **settings)
+        Task(settings.from_dict(Config, {"data": str(tiny_shards / "val"), **words}, "a.yaml"), SIDE)
     with pytest.raises(UserError, match="eval needs data="):
         make("")
+    assert set(get_args(get_args(get_type_hints(Config)["protocol"])[0])) == {*PROTOCOLS, "all"}
     assert [p.name for p in chosen(["evit", "sam", "evit"])] == ["evit", "sam"]
 
 
@@ -203,7 +206,7 @@ def test_the_command_on_coco_and_a_photograph_missing_on_disk(
     coco: tuple[Path, Path], tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["eval", "configs/eval_miou.yaml", f"data={coco[0]}", f"images={coco[1]}", f"checkpoint={tiny_teacher}"]
-    words += ["protocol=evit", "limit=2", "pictures=1", "accelerator=cpu"]
+    words += ["protocol=evit", "limit=2", "pictures=1", "place.accelerator=cpu"]
     assert main([*words, f"out={tmp_path}"]) == 0
     found = json.loads((tmp_path / "eval.json").read_text())
     assert 0 <= found["models"]["model.pt"]["box/miou"] <= 1 and found["protocol"]["sentence"].startswith("evit: ")

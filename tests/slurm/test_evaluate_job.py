@@ -26,7 +26,7 @@ def test_two_nodes_judge_as_one_process_does(slurm, tiny_teacher, tiny_shards, t
     suite.write_text(TASKS)
     words = [
         str(suite), f"checkpoint=tiny:{tiny_teacher}", f"data={tiny_shards / 'val'}",
-        "accelerator=cpu", "pictures=1", "limit=3",
+        "place.accelerator=cpu", "pictures=1", "limit=3",
     ]  # fmt: skip
     log = tmp_path / "job.out"
     sbatch = ["sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-task=1"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from frisket import config as settings
-from frisket.engine.evaluate import Suite, check, evaluate, run_suite
+from frisket.engine.evaluate import Suite, run_suite, run_task
 from frisket.errors import UserError
 from frisket.eval.task import TASKS, TaskConfig
 
@@ -21,10 +21,7 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     if settings.peek(files, overrides, "tasks"):
         return run_suite(settings.load(Suite, files, overrides))
     task = chosen(files, overrides)
-    config = settings.load(task.Config, files, overrides)
-    check(config)
-    evaluate(task.Task, config)
-    return 0
+    return run_task(task.Task, settings.load(task.Config, files, overrides))
 
 
 def schema(files: Sequence[str], overrides: Sequence[str]) -> type[TaskConfig]:

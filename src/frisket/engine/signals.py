@@ -102,7 +102,7 @@ def _note(number: int, frame: object) -> None:
             _tell("ended at once; the same command goes on from the last checkpoint")
             os._exit(EXIT_INTERRUPTED)
         _interrupted = True
-        _tell("stopping after this step, with a checkpoint; Ctrl-C again ends it at once")
+        _tell("stopping after this step, with what is done kept; Ctrl-C again ends it at once")
     _seen = True
 
 

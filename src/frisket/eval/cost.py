@@ -1,6 +1,6 @@
 """What a model costs apart from time: MACs, memory in a fresh process, and the state of the machine it was measured on.
 
-Use     macs(sam, 1024)["encoder"]; memory(sam, side=1024, precision="fp32"); conditions(device)
+Use     macs(sam, 1024)["encoder"]; memory(sam, side=1024, precision="32-true"); conditions(device)
 Source  the procedure of our evaluation spec ("how to measure properly"): MACs of the encoder are those it declares
         (bound by test to torch's counter), of the rest torch's FlopCounterMode divided by two, attention products
         included; memory needs a process of its own, because a caching allocator and a peak counter remember what ran
@@ -21,25 +21,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frisket.errors import UserError, nearest
 from frisket.models.sam import Sam
 from frisket.sample import Prompts
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 MIB = 2**20
 GIGA = 1e9
 
 
 def reduced(sam: Sam, precision: str) -> Sam:
-    """A copy of `sam` whose image encoder and mask decoder compute in `precision` (fp32, bf16, fp16).
+    """A copy of `sam` whose image encoder and mask decoder compute in `precision` (one of PRECISIONS).
 
     Weights are cast, and what enters either part is cast to them, so no autocast stands in the timed path. The prompt
-    encoder stays in fp32: eight bits of mantissa cannot tell neighbouring pixels apart. fp32 gives `sam` itself.
-    Raises UserError for an unknown precision.
+    encoder stays in fp32: eight bits of mantissa cannot tell neighbouring pixels apart. 32-true gives `sam` itself.
     """
-    if precision not in PRECISIONS:
-        raise UserError(f"latency: precision={precision} is unknown: {nearest(precision, PRECISIONS)}")
-    if precision == "fp32":
+    if precision == "32-true":
         return sam
     dtype = PRECISIONS[precision]
 

@@ -23,7 +23,7 @@ from frisket.data.edgemaps import EdgeMaps
 from frisket.data.identity import Identity, of_bsds
 from frisket.errors import UserError
 from frisket.eval.boundary import MAX_DIST, Counts, best, curve, rates, summary, thresholds
-from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.eval.task import BaseTask, Row, TaskConfig, labelled
 from frisket.everything.edges import GRID, everything_edges, photograph_edges, thinned
 from frisket.everything.strategy import describe
 from frisket.models.sam import Sam
@@ -37,22 +37,24 @@ Edges = NDArray[np.floating]
 
 @dataclass
 class Config(TaskConfig):
-    """truth: a folder of groundTruth .mat files, or a BSDS500 folder with its `split` (`data` says the same).
-
-    maps: folders of one .png or .mat map per photograph, optionally after `label:`; the word sobel is the Sobel
-    magnitude of the photographs; images: the photographs, where truth is not a BSDS500 folder; thresholds: how many;
-    max_dist: largest distance of a match, as a part of the diagonal; blur, nms: of the maps made here (checkpoints,
-    sobel), 3 x 3 Gaussian and edge NMS; folders' maps are judged as they are.
-    """
+    """Whose edges, and how they are compared. Folders' maps are judged as they are."""
 
     maps: list[str] = field(default_factory=list)
+    """Folders of one .png or .mat per photograph, optionally after `label:`; sobel: the photographs' magnitude."""
     truth: str = ""
+    """A folder of groundTruth .mat files, or a BSDS500 folder; `data` says the same."""
     split: str = "val"
+    """BSDS500's."""
     images: str = ""
-    thresholds: int = 99
+    """The folder of the photographs, where `truth` is no BSDS500 folder."""
+    thresholds: int = field(default=99, metadata={"least": 1})
+    """How many."""
     max_dist: float = MAX_DIST
+    """Largest distance of a match, as a part of the diagonal."""
     blur: bool = True
+    """3 x 3 Gaussian on the maps made here, before edge NMS."""
     nms: bool = True
+    """Edge NMS on the maps made here."""
 
 
 @dataclass
@@ -82,17 +84,14 @@ class Task(BaseTask):
         super().__init__(config, image_size)
         if not config.maps and not config.checkpoint:
             raise UserError("there are no edges to judge: give maps=DIR, maps=sobel or checkpoint=…")
-        if config.thresholds < 1:
-            raise UserError(f"thresholds={config.thresholds} must be at least 1")
         if not 0 < config.max_dist < 1:
             raise UserError(f"max_dist={config.max_dist} is a part of the picture's diagonal: between 0 and 1")
         self.levels = thresholds(config.thresholds)
         self.truths, photographs, self.split = truth_files(config)
         names = [path.stem for path in self.truths]
         self.maps = map_sources(config.maps, names)
-        for label in self.maps:
-            if label in (entry.partition(":")[0] if ":" in entry else Path(entry).name for entry in config.checkpoint):
-                raise UserError(f"maps and a checkpoint are both called '{label}': name one, as in maps=other:{label}")
+        for label in self.maps.keys() & labelled(config.checkpoint, "checkpoints").keys():
+            raise UserError(f"maps and a checkpoint are both called '{label}': name one, as in maps=other:{label}")
         self.photographs = photograph_files(photographs, names)
         missing = [name for name in names if name not in self.photographs]
         if missing and (config.checkpoint or None in self.maps.values()):
@@ -172,7 +171,7 @@ class Task(BaseTask):
     @property
     def threads(self) -> int:
         """Matchings at once in the judge's own process."""
-        return max(1, self.config.workers)
+        return max(1, self.config.place.workers)
 
     def map_row(self, label: str, item: Scene, *, threads: int) -> Row:
         """The row of one folder, or of sobel."""
@@ -272,12 +271,6 @@ def photograph_files(folder: Path | None, names: list[str]) -> dict[str, Path]:
 
 
 def map_sources(entries: list[str], names: list[str]) -> dict[str, EdgeMaps | None]:
-    """{label: folder, None for sobel}; the label is what precedes ':', else the path's last part."""
-    sources: dict[str, EdgeMaps | None] = {}
-    for entry in entries:
-        label, colon, path = entry.partition(":")
-        label, path = (label, path) if colon else (Path(entry).name, entry)
-        if label in sources:
-            raise UserError(f"two folders of maps are called '{label}': name one, as in other:{path}")
-        sources[label] = None if path == SOBEL else EdgeMaps(Path(path), names)
-    return sources
+    """{label: folder, None for sobel}."""
+    named = labelled(entries, "folders of maps")
+    return {label: None if path == SOBEL else EdgeMaps(Path(path), names) for label, path in named.items()}

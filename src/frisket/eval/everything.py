@@ -22,7 +22,6 @@ from torch import Tensor
 
 from frisket.data.annotated import Photograph, open_annotated
 from frisket.data.identity import Identity
-from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.recall import SIZES, add, average_recall, best_iou, groups, tally
 from frisket.eval.task import BaseTask, Row, TaskConfig
@@ -40,15 +39,17 @@ FREQUENCIES = ("f", "c", "r")
 
 @dataclass
 class Config(TaskConfig):
-    """data: prepared shards (folder, glob or braces), COCO or LVIS .json, or a BSDS500 folder; images: the folder of a
-    JSON's photographs; split: BSDS500's; max_masks: per photograph; everything: the strategy and its settings, see
-    frisket.everything.strategy."""
+    """Whose masks are judged."""
 
     renamed: ClassVar[dict[str, str]] = {"generator": "everything"}
     images: str = ""
+    """The folder of a .json's photographs."""
     split: str = "val"
-    max_masks: int = 1000
+    """BSDS500's."""
+    max_masks: int = field(default=1000, metadata={"least": 1})
+    """Of a photograph, the best ones."""
     everything: dict[str, Any] = field(default_factory=dict)
+    """The strategy and its settings, see frisket.everything.strategy."""
 
 
 @dataclass
@@ -75,8 +76,6 @@ class Task(BaseTask):
     def __init__(self, config: Config, image_size: int) -> None:
         super().__init__(config, image_size)
         self.filters, self.most = chosen(config.everything), config.max_masks
-        if config.max_masks < 1:
-            raise UserError(f"max_masks={config.max_masks} must be at least 1")
         self.photographs = open_annotated(config.data, config.images or None, config.split)
 
     @property

@@ -13,7 +13,7 @@ Source  SAM, appendix D.4 (one refinement pass with the first pass's logits and 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from frisket.data.detections import read_boxes, read_masks
 from frisket.data.identity import Identity
 from frisket.errors import UserError
 from frisket.eval.ap import COCO, LVIS, Detected, Matches, Objects, counted, matched, summarise, unpack
-from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.eval.task import PROMPTS, BaseTask, Row, TaskConfig
 from frisket.files import write_json
 from frisket.geometry import Frame, pad_square, upscale_logits
 from frisket.kernels import rle
@@ -65,20 +65,27 @@ class Item:
 
 @dataclass
 class Config(TaskConfig):
-    """data: COCO or LVIS .json (or any annotated set, class-agnostic, with its own boxes); images: a JSON's
-    photographs; split: BSDS500's; detections: a detector's results file, else ground-truth boxes; results: a results
-    file of masks to score too; output: which mask answers; refine: a second pass with the logits and the box; rules:
-    auto follows the annotations; batch: prompts decoded at once; save_masks: write the masks as COCO results."""
+    """What prompts, which mask answers, by whose rules. Sets other than COCO's and LVIS' are judged class-agnostic."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "place.prompts_at_once"}
     images: str = ""
+    """The folder of a .json's photographs."""
     split: str = "val"
+    """BSDS500's."""
     detections: str = ""
+    """A detector's results file; empty: ground-truth boxes."""
     results: str = ""
+    """A results file of masks to score too."""
     output: Literal["multimask", "single", "box_iou"] = "multimask"
+    """Which mask answers: the highest predicted IoU of three, the single one, or the likest to its box of three."""
     refine: bool = False
+    """A second pass with the first one's logits and the box."""
     rules: Literal["auto", "coco", "lvis"] = "auto"
-    batch: int = 64
+    """auto follows the annotations."""
     save_masks: bool = False
+    """Write the masks as COCO results."""
+    verify: bool = False
+    """Run pycocotools or lvis on the same masks too, and tell the largest difference; all masks stay in memory."""
 
 
 class Task(BaseTask):
@@ -186,14 +193,14 @@ class Task(BaseTask):
             "key": item.key,
             "masks": len(detected.shapes),
             **score,
-            "matches": matches,
+            "matches": vars(matches),
             **saved,
             "_detected": detected,
         }
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """{"ap": …, "ap50": …, "ap_s": …, …}, see frisket.eval.ap; "masks" judged and "images"."""
-        numbers = summarise([part["matches"] for part in rows], self.rules, self.categories)
+        numbers = summarise([Matches(**part["matches"]) for part in rows], self.rules, self.categories)
         return numbers | {"masks": float(sum(part["masks"] for part in rows)), "images": float(len(rows))}
 
     def table(self, numbers: dict[str, dict[str, Any]]) -> str:
@@ -242,7 +249,7 @@ def answer(sam: Sam, item: Item, config: Config) -> tuple[list[dict[str, Any]], 
     rles: list[dict[str, Any]] = []
     scores: list[Tensor] = []
     step = max(1, PIXELS // max(frame.side**2, frame.original[0] * frame.original[1]))
-    for part in boxes.split(config.batch):
+    for part in boxes.split(config.place.prompts_at_once or PROMPTS):
         index = torch.zeros(len(part), dtype=torch.long, device=device)
         prompts = Prompts(boxes=part)
         low, iou = choose(sam.decode(embedding, index, prompts, config.output != "single"), part, config.output)

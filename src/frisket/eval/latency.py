@@ -20,57 +20,67 @@ Method  Our choice, after what papers leave out: batch 1; warm-up; CUDA events a
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 
 from frisket.data.identity import Identity, of_pixels
-from frisket.errors import UserError, nearest
-from frisket.eval.cost import PRECISIONS, conditions, macs, memory
+from frisket.errors import UserError
+from frisket.eval.cost import conditions, macs, memory
 from frisket.eval.subject import Photo, Subject, photo, photographs, switched
 from frisket.eval.task import BaseTask, Row, TaskConfig
 from frisket.everything.strategy import chosen
 from frisket.kernels.attention import describe
 from frisket.models.sam import Sam
+from frisket.place import Place
 
-PARTS = ("encoder", "box", "point", "points64", "post", "end_to_end", "everything")
-COMPILE = ("", "default", "reduce-overhead", "max-autotune")
+Part = Literal["encoder", "box", "point", "points64", "post", "end_to_end", "everything"]
+PARTS: tuple[str, ...] = get_args(Part)
 
 
 @dataclass
 class Config(TaskConfig):
-    """What to measure; see the top of this file.
+    """What to measure; see the top of this file. `data` may also be a folder of pictures, one picture, or nothing for
+    seeded noise; `pictures` and place.workers do not apply."""
 
-    data: photographs (any annotated set with its images and split, a folder of pictures, one picture; empty: seeded
-    noise); inputs: how many distinct ones rotate, at most `limit`. pictures and workers do not apply.
-    precision: fp32, bf16, fp16 of encoder and decoder; compile: torch.compile's mode for the encoder, empty for eager;
-    tf32: allow it. threads: of a CPU. warmup, repeats (timed calls of each part, over all rounds) and calls (under one
-    clock, in the sweep): 50, 200, 100 on a GPU and 2, 30, 3 on a CPU when unset. rounds: models' turns.
-    everything_repeats: timed calls of segment everything (0: none); everything: its settings. batches: of the
-    sweep (empty: none). memory: measure it, in a fresh process. agreement: least mean mask IoU with eager fp32.
-    """
-
-    renamed: ClassVar[dict[str, str]] = {"generator": "everything"}
-    devices: str = "1"
+    renamed: ClassVar[dict[str, str]] = {"generator": "everything", "threads": "place.threads"}
+    place: Place = field(default_factory=lambda: Place(devices="1", workers=0, threads=1))
+    """Where it runs: one device."""
     images: str = ""
+    """The folder of a .json's photographs."""
     split: str = "val"
-    parts: list[str] = field(default_factory=lambda: list(PARTS))
-    precision: str = "fp32"
-    compile: str = ""
+    """BSDS500's."""
+    parts: list[Part] = field(default_factory=lambda: list(get_args(Part)))
+    """What is timed."""
+    precision: Literal["32-true", "bf16-true", "16-true"] = "32-true"
+    """Of encoder and decoder, weights included."""
+    compile: Literal["", "default", "reduce-overhead", "max-autotune"] = ""
+    """torch.compile's mode for the encoder; empty: eager."""
     tf32: bool = False
-    threads: int = 1
-    warmup: int | None = None
-    repeats: int | None = None
-    rounds: int = 3
-    everything_repeats: int = 3
+    """Allow it."""
+    warmup: int | None = field(default=None, metadata={"least": 0})
+    """Calls before the timed ones; null: 50 on a GPU, 2 on a CPU."""
+    repeats: int | None = field(default=None, metadata={"least": 1})
+    """Timed calls of each part, over all rounds; null: 200 on a GPU, 30 on a CPU."""
+    rounds: int = field(default=3, metadata={"least": 1})
+    """Models' turns."""
+    everything_repeats: int = field(default=3, metadata={"least": 0})
+    """Timed calls of segment everything."""
     everything: dict[str, Any] = field(default_factory=dict)
-    batches: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
-    calls: int | None = None
-    inputs: int = 8
+    """Its strategy and settings, see frisket.everything.strategy."""
+    batches: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], metadata={"least": 1})
+    """Of the sweep; empty: none."""
+    calls: int | None = field(default=None, metadata={"least": 1})
+    """Under one clock, in the sweep; null: 100 on a GPU, 3 on a CPU."""
+    inputs: int = field(default=8, metadata={"least": 1})
+    """Distinct photographs in rotation, at most `limit`."""
     memory: bool = True
+    """Measure it, in a fresh process."""
     agreement: float = 0.99
-    seed: int = 0
+    """Least mean mask IoU with eager fp32."""
+    seed: int = field(default=0, metadata={"least": 0})
+    """Of noise and prompts."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ class Task(BaseTask):
     """Items are `Plan`s, so models take turns. A row holds one measurement; times are in ms."""
 
     protocol = "latency"
+    resumes = False  # whether a model agrees, and what it was warmed up to, is known only to its process
 
     def __init__(self, config: Config, image_size: int) -> None:
         # limit counts photographs, not measurements, and a picture would be drawn by measuring again
@@ -128,8 +139,13 @@ class Task(BaseTask):
     @property
     def arguments(self) -> dict[str, Any]:
         """What decides a time, apart from the machine."""
-        names = ("precision", "compile", "tf32", "threads", "rounds")
-        return {"image_size": self.image_size, **{name: getattr(self.settings, name) for name in names}}
+        told = {name: getattr(self.settings, name) for name in ("precision", "compile", "tf32", "rounds")}
+        return {"image_size": self.image_size, "threads": self.threads, **told}
+
+    @property
+    def threads(self) -> int:
+        """Of a CPU."""
+        return self.settings.place.threads or 1
 
     def dataset(self, images: int) -> Identity:
         """The inputs."""
@@ -161,7 +177,7 @@ class Task(BaseTask):
             elif item.what == "memory":
                 found = memory(
                     sam, side=self.image_size, precision=self.settings.precision, device=sam.device,
-                    threads=self.settings.threads,
+                    threads=self.threads,
                 )  # fmt: skip
                 found = {f"{name}_mib" if name != "whole_life" else name: value for name, value in found.items()}
             elif item.what == "conditions":
@@ -255,7 +271,7 @@ class Task(BaseTask):
         return warmup if item.round == 0 else min(warmup, 3), repeats
 
     def _threads(self, device: torch.device) -> int | None:
-        return self.settings.threads if device.type == "cpu" else None
+        return self.threads if device.type == "cpu" else None
 
     def _count(self, name: str, device: torch.device) -> int:
         usual = {"warmup": (2, 50), "repeats": (30, 200), "calls": (3, 100)}[name][device.type == "cuda"]
@@ -266,13 +282,13 @@ class Task(BaseTask):
         """Everything about the measurement that is not the machine."""
         config, on_gpu = self.settings, device.type == "cuda"
         return {
-            "clock": "cuda events" if on_gpu else f"wall time, {config.threads} CPU thread(s)",
+            "clock": "cuda events" if on_gpu else f"wall time, {self.threads} CPU thread(s)",
             "device": str(device),
             "precision": config.precision,
             "compile": config.compile or "eager",
             "tf32": config.tf32,
             "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-            "threads": config.threads,
+            "threads": self.threads,
             "attention": describe(),
             "inputs": self.source,
             **{name: self._count(name, device) for name in ("warmup", "repeats", "calls")},
@@ -281,23 +297,10 @@ class Task(BaseTask):
 
 
 def checked(config: Config) -> Config:
-    """The config, when it asks for something that can be measured. Raises UserError."""
-    for name, known in (("precision", PRECISIONS), ("compile", COMPILE)):
-        value = getattr(config, name)
-        if value not in known:
-            raise UserError(f"latency: {name}={value} is unknown: {nearest(value, [k for k in known if k])}")
-    for part in config.parts:
-        if part not in PARTS:
-            raise UserError(f"latency: there is no part '{part}': {nearest(part, PARTS)}")
-    for name in ("rounds", "repeats", "calls", "threads", "inputs"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"latency: {name}={value} must be 1 or more")
+    """The config, when it asks for a known strategy and one device. Raises UserError."""
     chosen(config.everything)
-    if any(batch < 1 for batch in config.batches):
-        raise UserError(f"latency: batches={config.batches} must all be 1 or more")
-    if str(config.devices) != "1" or config.num_nodes != 1:
-        raise UserError("latency is measured on one device: leave devices and num_nodes at 1 (one task under Slurm)")
+    if config.place.devices != "1" or config.place.num_nodes != 1:
+        raise UserError("latency is measured on one device: leave place.devices and num_nodes at 1 (one Slurm task)")
     return config
 
 

@@ -12,7 +12,7 @@ Source  frisket.eval.protocols says what each protocol does and where it is from
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from frisket.errors import UserError
 from frisket.eval.clicks import anywhere, first_clicks, grid_error_clicks, next_clicks, round_trip
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.protocols import Protocol, chosen
-from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.eval.task import PROMPTS, BaseTask, Row, TaskConfig
 from frisket.geometry import Frame, mask_areas, mask_iou, pad_square, upscale_logits
 from frisket.models.sam import Sam
 from frisket.picture import Panel, row
@@ -56,16 +56,21 @@ class Truth:
 
 @dataclass
 class Config(TaskConfig):
-    """data: prepared shards (folder, glob or braces), COCO or LVIS .json, or a BSDS500 folder; images: the folder of a
-    JSON's photographs; split: BSDS500's; protocol: names, or all; clicks: after how many to report; seed: of random
-    clicks; batch: prompts decoded at once."""
+    """What is asked and compared."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "place.prompts_at_once"}
     images: str = ""
+    """The folder of a .json's photographs."""
     split: str = "val"
-    protocol: list[str] = field(default_factory=lambda: ["sam"])
-    clicks: list[int] = field(default_factory=lambda: [1])
-    seed: int = 0
-    batch: int = 64
+    """BSDS500's."""
+    protocol: list[Literal["sam", "sam_oracle", "edgesam", "efficientsam", "evit", "fast", "all"]] = field(
+        default_factory=lambda: ["sam"]
+    )
+    """How papers prompt and score, see frisket.eval.protocols."""
+    clicks: list[int] = field(default_factory=lambda: [1], metadata={"least": 1})
+    """After how many to report."""
+    seed: int = field(default=0, metadata={"least": 0})
+    """Of random clicks."""
 
 
 class Task(BaseTask):
@@ -77,10 +82,10 @@ class Task(BaseTask):
     def __init__(self, config: Config, image_size: int) -> None:
         super().__init__(config, image_size)
         self.protocols = chosen(config.protocol)
-        if not config.clicks or min(config.clicks) < 1:
+        if not config.clicks:
             raise UserError(f"clicks={config.clicks} cannot be judged: list numbers from 1 up, e.g. clicks=[1,3,5]")
         self.clicks = sorted(set(config.clicks))
-        self.seed, self.batch = config.seed, config.batch
+        self.seed, self.batch = config.seed, config.place.prompts_at_once or PROMPTS
         if not config.data:
             raise UserError(
                 "eval needs data=…: prepared shards, a COCO or LVIS .json (with images=…) or a BSDS500 folder"

@@ -1,6 +1,6 @@
 """What is timed: photographs made ready, one model's parts as calls, the clocks.
 
-Use     subject = Subject(sam, [photo(pixels, 1024, sam.device, seed=0)], precision="bf16")
+Use     subject = Subject(sam, [photo(pixels, 1024, sam.device, seed=0)], precision="bf16-true")
         subject.check(0.99); subject.time("encoder", warmup=50, repeats=200); subject.sweep([1, 2, 4], calls=100)
 Source  our choice; `frisket.eval.latency` says what each part holds and how it is measured.
 """
@@ -56,14 +56,14 @@ class Subject:
         sam: Sam,
         photos: Sequence[Photo],
         *,
-        precision: str = "fp32",
+        precision: str = "32-true",
         compiled: str = "",
         tf32: bool = False,
         filters: Filters | None = None,
     ) -> None:
         self.plain, self.photos, self.filters = sam, photos, filters
         self.kept: list[int] = []
-        self.changed = precision != "fp32" or bool(compiled) or tf32
+        self.changed = precision != "32-true" or bool(compiled) or tf32
         self.sam = reduced(sam, precision)
         if compiled:
             self.sam = sharing(self.sam)

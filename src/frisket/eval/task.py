@@ -9,17 +9,23 @@ masks, travel: a task keeps in a row what its numbers need and no more. Our choi
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from frisket.data.identity import Identity
+from frisket.errors import UserError
 from frisket.models.sam import Sam
 from frisket.picture import Panel
+from frisket.place import Log, Place
 from frisket.plugins import Extensible, Room
 
 TASKS = Room("frisket.eval", "task", "Task")
 """Every task, as in `task: miou` and configs/eval_miou.yaml: a file beside this one, or a plug-in of the same form."""
+
+PROMPTS = 64
+"""Prompts decoded at once where `place` says nothing."""
 
 Row = dict[str, Any]
 """What one photograph gave. "key": its name; plain numbers go to per_image.csv; arrays stay for `summarise`; names
@@ -28,27 +34,46 @@ that begin with "_" (masks, say) live only until the photograph's picture is dra
 
 @dataclass
 class TaskConfig(Extensible):
-    """Shared by all tasks.
+    """Shared by all tasks. An evaluation computes in fp32 wherever it runs: of `place`, precision and strategy do not
+    apply."""
 
-    checkpoint: models, in the table's order, each what frisket.checkpoint.load takes (run folder, file, zoo name),
-    optionally after `label:`; image_size: input side, the model's own when unset; limit: first n photographs only;
-    pictures: rows in masks.png, and in each of best.png and worst.png (0 for none); workers: loader processes;
-    wandb: auto, online, offline or off.
-    """
-
+    renamed: ClassVar[dict[str, str]] = {
+        **{key: f"place.{key}" for key in ("accelerator", "devices", "num_nodes", "workers")},
+        **{key: f"log.{key}" for key in ("wandb", "project")},
+    }
     task: str = ""
+    """A file of frisket.eval, or a plug-in: miou, instance, everything, edges, latency."""
     checkpoint: list[str] = field(default_factory=list)
+    """Models in the table's order: run folders, files or zoo names, each optionally after `label:`."""
     data: str = ""
+    """Prepared shards (folder, glob or braces), a COCO or LVIS .json, or a BSDS500 folder."""
     out: str = "runs/eval"
-    image_size: int | None = None
-    limit: int | None = None
-    pictures: int = 6
-    workers: int = 0
-    accelerator: str = "auto"
-    devices: str = "auto"
-    num_nodes: int = 1
-    wandb: str = "off"
-    project: str = "frisket"
+    """The folder of the results."""
+    image_size: int | None = field(default=None, metadata={"least": 16})
+    """The models' input side, a multiple of 16; null: their own, which must then be one."""
+    limit: int | None = field(default=None, metadata={"least": 1})
+    """The first n photographs only."""
+    pictures: int = field(default=6, metadata={"least": 0})
+    """Rows in masks.png, and in each of best.png and worst.png."""
+    place: Place = field(default_factory=lambda: Place(workers=0))
+    """Where it runs."""
+    log: Log = field(default_factory=lambda: Log(wandb="off"))
+    """Where the numbers go besides the folder."""
+
+
+def labelled(entries: Sequence[str], what: str) -> dict[str, str]:
+    """{label: path} of words such as teacher:sam_vit_b; the label is what precedes ':', else the path's last part.
+
+    Raises UserError when two have one label; `what` they are is said there.
+    """
+    named: dict[str, str] = {}
+    for entry in entries:
+        label, colon, path = entry.partition(":")
+        label, path = (label, path) if colon else (Path(entry).name, entry)
+        if label in named:
+            raise UserError(f"two {what} are called '{label}': name one, as in other:{path}")
+        named[label] = path
+    return named
 
 
 class BaseTask(ABC):
@@ -57,6 +82,7 @@ class BaseTask(ABC):
     baseline: str | None = None  # label of the answer that needs no model; answer(None, item) gives it
     protocol: ClassVar[str] = ""  # what is measured, as programs tell it apart: "prompted_miou", …
     needs_model: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True  # whether rows of an earlier start, interrupted, may stand beside new ones
 
     def __init__(self, config: TaskConfig, image_size: int) -> None:
         self.config, self.image_size = config, image_size
