@@ -122,14 +122,20 @@ class Prediction:
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The output with the highest predicted IoU: logits (N, G, G) and its predicted IoU (N,)."""
-        winner = self.iou.argmax(dim=1)
-        rows = torch.arange(len(winner), device=winner.device)
-        return self.logits[rows, winner], self.iou[rows, winner]
+        return self.pick(self.iou.argmax(dim=1))
 
     def oracle(self, truth: Tensor) -> Tensor:
         """The output with the highest real IoU against bool truth (N, G, G): logits (N, G, G)."""
         masks = self.logits > 0
         inter = (masks & truth[:, None]).flatten(2).sum(2)
         union = (masks | truth[:, None]).flatten(2).sum(2).clamp(min=1)
-        winner = (inter / union).argmax(dim=1)
-        return self.logits[torch.arange(len(winner), device=winner.device), winner]
+        return self.pick((inter / union).argmax(dim=1))[0]
+
+    def pick(self, winner: Tensor) -> tuple[Tensor, Tensor]:
+        """One output for each object, long `winner` (N,): logits (N, G, G) and predicted IoU (N,)."""
+        return picked(self.logits, winner), picked(self.iou, winner)
+
+
+def picked(values: Tensor, winner: Tensor) -> Tensor:
+    """values (N, C, …) and long winner (N,) -> the winner's values (N, …)."""
+    return values[torch.arange(len(winner), device=winner.device), winner]

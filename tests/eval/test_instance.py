@@ -16,7 +16,9 @@ from pycocotools import mask as coco_mask
 
 from frisket.cli.main import main
 from frisket.data.annotated import open_annotated
+from frisket.errors import UserError
 from frisket.eval.instance import Config, Task, answer, choose
+from frisket.eval.reference import difference
 from frisket.models.sam import Sam
 from frisket.sample import Prediction
 
@@ -156,6 +158,34 @@ def test_a_results_file_alone_says_that_nothing_was_prompted(coco: tuple[Path, P
     prompted = make(coco, detections=str(path))
     assert prompted.arguments["boxes"] == "detections" and len(prompted.arguments["detections"]["digest"]) == 64
     assert make(coco).arguments["boxes"] == "truth"
+
+
+@pytest.mark.parametrize("kind", ["coco", "lvis"])
+def test_the_reference_agrees_on_the_same_masks(
+    kind: str, request: pytest.FixtureRequest, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, images = request.getfixturevalue(kind)
+    words = ["task=instance", f"data={path}", f"images={images}", f"checkpoint=m:{tiny_teacher}", "pictures=0"]
+    assert main(["eval", *words, f"out={tmp_path}", "verify=true", "limit=3", "place.accelerator=cpu"]) == 0
+    numbers = json.loads((tmp_path / "eval.json").read_text())["models"]["m"]
+    assert numbers["verify/difference"] < 1e-9 and numbers["ap"] is not None
+    assert numbers["verify/by"] == {"coco": "pycocotools", "lvis": "lvis"}[kind]
+    assert f"m: the largest difference from {numbers['verify/by']} is" in capsys.readouterr().out
+
+
+def test_a_difference_from_the_reference_is_told() -> None:
+    nan = float("nan")
+    assert difference({"ap": 0.5, "ap_s": nan, "n": 9.0}, {"ap": 0.25, "ap_s": nan}) == (0.25, "ap")
+    assert difference({"ap": 0.5, "ap_s": 0.1}, {"ap": 0.5, "ap_s": nan}) == (float("inf"), "ap_s")
+
+
+@pytest.mark.parametrize(("words", "sentence"), [({"rules": "lvis"}, "needs LVIS' own"), ({}, "verify=… names")])
+def test_what_no_reference_can_judge_is_refused(
+    coco: tuple[Path, Path], tiny_shards: Path, words: dict[str, str], sentence: str
+) -> None:
+    data = coco if words else (tiny_shards / "val", "")
+    with pytest.raises(UserError, match=sentence):
+        make(data, verify=True, **words)  # type: ignore[arg-type]
 
 
 def test_as_many_masks_as_lvis_allows_in_one_photograph(lvis: tuple[Path, Path], tmp_path: Path) -> None:

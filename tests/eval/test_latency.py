@@ -13,9 +13,10 @@ from frisket import config as settings
 from frisket.cli.main import main
 from frisket.errors import UserError
 from frisket.eval import subject as subject_module
+from frisket.eval.clock import timer
 from frisket.eval.cost import macs, memory, on_meta, reduced, weights_bytes
 from frisket.eval.latency import PARTS, Config, Task
-from frisket.eval.subject import Subject, photo, photographs, spread, timer
+from frisket.eval.subject import Subject, photo, photographs, spread
 from frisket.models.sam import Sam
 from frisket.models.zoo import build
 
@@ -121,8 +122,33 @@ def test_a_limit_counts_photographs_and_nothing_is_measured_twice() -> None:
     assert [plan.what for plan in task.plans][-1] == "conditions"
 
 
-def test_the_clock_counts_what_passes() -> None:
-    assert 0.02 <= timer(torch.device("cpu"))(lambda: time.sleep(0.02)) < 0.2
+def test_the_clock_counts_seconds_and_a_part_is_told_in_milliseconds(tiny_sam: Sam) -> None:
+    assert 0.02 <= timer(torch.device("cpu"))(lambda: time.sleep(0.02)) < 2
+    assert 0.04 <= timer(torch.device("cpu"))(lambda: time.sleep(0.02), 2) < 4
+    assert timer(torch.device("cpu"), one_thread=True)(lambda: time.sleep(0.2)) < 0.2  # it did not compute
+    one = photo(np.zeros((64, 64, 3), np.uint8), 64, torch.device("cpu"), 0)
+    with torch.inference_mode():
+        subject = Subject(tiny_sam, [one])
+        start = time.perf_counter()
+        told = subject.time("encoder", warmup=0, repeats=20)
+    passed = 1e3 * (time.perf_counter() - start)
+    assert 0.3 * passed < sum(told["samples"]) <= passed
+
+
+@pytest.mark.gpu
+def test_a_gpus_clock_counts_seconds() -> None:
+    work = torch.rand(2048, 2048, device="cuda")
+
+    def call() -> None:
+        for _ in range(200):
+            work @ work
+
+    clock = timer(torch.device("cuda"))
+    clock(call)
+    start = time.perf_counter()
+    told = clock(call)
+    passed = time.perf_counter() - start
+    assert 0.5 * passed < told <= passed
 
 
 @pytest.mark.parametrize(("spoil", "ok"), [(0.0, 1.0), (float("nan"), 0.0), (3.0, 0.0)])
@@ -204,7 +230,7 @@ def test_the_sweep_ends_at_memory_or_a_plateau(
 
     monkeypatch.setattr(tiny_sam, "encode", encode)
     monkeypatch.setattr(
-        subject_module, "timer", lambda device: lambda call: (call(), batches[-1] / speed[batches[-1]])[1]
+        subject_module, "timer", lambda device: lambda call, number: (call(), batches[-1] / speed[batches[-1]])[1]
     )
     found = subject.sweep(list(speed), calls=1)
     assert found["stopped"] == word

@@ -15,9 +15,7 @@ import importlib
 import math
 import pkgutil
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -26,6 +24,7 @@ import torch
 import frisket.bench
 from frisket.environment import cpu_bf16, environment
 from frisket.errors import UserError, nearest
+from frisket.eval.clock import switched, timer
 from frisket.files import write_json
 from frisket.place import Place
 from frisket.plugins import Extensible
@@ -182,7 +181,7 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
     chosen = choose(rows, config.rows)
     slow = [] if config.rows or config.quick or use_cuda or cpu_bf16() else [row.name for row in chosen if row.bf16]
     results: list[Result] = []
-    with pinned(threads):
+    with switched(threads=threads):
         here = environment(
             cuda=use_cuda, repeats=1 if config.quick else config.repeats, quick=config.quick, seed=config.seed
         )
@@ -212,11 +211,11 @@ def measure(row: Row, config: BenchConfig, device: torch.device) -> Result:
     threads = config.place.threads or 1
     clock = "cuda events" if device.type == "cuda" else "thread CPU time" if threads == 1 else "wall time"
     with torch.set_grad_enabled(case.grad):
-        with exact_convolutions():
+        with switched(tf32=False):  # a GPU's default for convolutions is too coarse for a guard
             verdicts = [ask(guard) for guard in case.guards]
         result = Result(row.name, row.what, str(device), clock, case.dtype, case.note, verdicts)
         if result.ok:
-            _time(result, case, config, timer(device, threads))
+            _time(result, case, config, timer(device, one_thread=threads == 1))
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return result
@@ -229,7 +228,7 @@ def ask(guard: Guard) -> Verdict:
     return Verdict(guard.text, value, guard.limit, guard.least, ok)
 
 
-def _time(result: Result, case: Case, config: BenchConfig, clock: Callable[[Callable[[], Any], int], float]) -> None:
+def _time(result: Result, case: Case, config: BenchConfig, clock: Callable[..., float]) -> None:
     """Fill in times and ratio: warm up, size the samples, then take them by turns (A B, B A, A B, …)."""
     sides = {"baseline": case.baseline, "ours": case.ours}
     repeats, warmup = (1, 0) if config.quick else (config.repeats, config.warmup)
@@ -249,54 +248,6 @@ def _time(result: Result, case: Case, config: BenchConfig, clock: Callable[[Call
     paired = [a / max(b, 1e-12) for a, b in zip(result.samples["baseline"], result.samples["ours"], strict=True)]
     result.ratio = result.baseline_seconds / max(result.ours_seconds, 1e-12)
     result.ratio_range = (min(paired), max(paired))
-
-
-def timer(device: torch.device, threads: int) -> Callable[[Callable[[], Any], int], float]:
-    """A function (call, number) -> seconds that `number` calls took."""
-    if device.type == "cuda":
-        return _cuda_seconds
-    tick = time.thread_time if threads == 1 else time.perf_counter
-
-    def seconds(call: Callable[[], Any], number: int) -> float:
-        start = tick()
-        for _ in range(number):
-            call()
-        return tick() - start
-
-    return seconds
-
-
-def _cuda_seconds(call: Callable[[], Any], number: int) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    begin.record()
-    for _ in range(number):
-        call()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000
-
-
-@contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """Torch computes with `threads` CPU threads inside the context."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """fp32 convolutions compute in fp32 inside the context: on a GPU TF32 is the default, too coarse for a guard."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 # ---------------------------------------------------------------- telling

@@ -26,6 +26,7 @@ from frisket.data.detections import read_boxes, read_masks
 from frisket.data.identity import Identity
 from frisket.errors import UserError
 from frisket.eval.ap import COCO, LVIS, Detected, Matches, Objects, counted, matched, summarise, unpack
+from frisket.eval.reference import difference, reference
 from frisket.eval.task import PROMPTS, BaseTask, Row, TaskConfig
 from frisket.files import write_json
 from frisket.geometry import Frame, pad_square, upscale_logits
@@ -114,6 +115,14 @@ class Task(BaseTask):
         elif self.detections is not None:
             self.baseline = "box fill (baseline)"
 
+        if config.verify:
+            self._reference_fits()
+
+    def _reference_fits(self) -> None:
+        file = self._file("verify")
+        if self.rules.federated and not file.lvis:
+            raise UserError(f"verify=true by LVIS' rules needs LVIS' own annotations, and {file.path.name} has none")
+
     def _file(self, key: str) -> Any:
         if not isinstance(self.photographs, JsonPhotographs):
             raise UserError(f"{key}=… names images and classes of a COCO or LVIS .json: give that as data=…")
@@ -187,7 +196,8 @@ class Task(BaseTask):
             rles, own = filled(item) if sam is None else answer(sam, item, self.settings)
             detected = _detected(rles, item.categories, own if item.scores is None else item.scores)
         matches = matched(detected, _truth(item.photo), self.rules)
-        saved = {"results": _saved(item.photo.image_id, detected)} if self.settings.save_masks else {}
+        told = self.settings.save_masks or self.settings.verify
+        saved = {"image_id": item.photo.image_id, "results": _saved(item.photo.image_id, detected)} if told else {}
         score = _score(matches, f"ar{self.rules.recalls[-1]}")
         return {
             "key": item.key,
@@ -201,7 +211,22 @@ class Task(BaseTask):
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """{"ap": …, "ap50": …, "ap_s": …, …}, see frisket.eval.ap; "masks" judged and "images"."""
         numbers = summarise([Matches(**part["matches"]) for part in rows], self.rules, self.categories)
+        numbers |= self._verified(rows, numbers) if self.settings.verify else {}
         return numbers | {"masks": float(sum(part["masks"] for part in rows)), "images": float(len(rows))}
+
+    def _verified(self, rows: list[Row], numbers: dict[str, float]) -> dict[str, Any]:
+        """{"verify/difference", "verify/key", "verify/by"}: the largest difference from the reference's numbers."""
+        results = [result for part in rows for result in part["results"]]
+        if not results:
+            return {}  # the references want at least one
+        images = [part["image_id"] for part in rows]
+        theirs = reference(self._file("verify").path, results, images, federated=self.rules.federated)
+        worst, key = difference(numbers, theirs)
+        return {
+            "verify/difference": worst,
+            "verify/key": key,
+            "verify/by": "lvis" if self.rules.federated else "pycocotools",
+        }
 
     def table(self, numbers: dict[str, dict[str, Any]]) -> str:
         """Models as rows; AP in percent."""
@@ -214,6 +239,12 @@ class Task(BaseTask):
             cells = (f"{100 * values[name]:7.1f}" if values[name] == values[name] else f"{'–':>7}" for name in names)
             lines.append(f"{label:{width}} {''.join(cells)}")
         first = list(numbers.values())[-1]
+        lines += [
+            f"{label}: the largest difference from {values['verify/by']} is {values['verify/difference']:.1e}, in "
+            f"{values['verify/key']}"
+            for label, values in numbers.items()
+            if "verify/by" in values
+        ]
         return "\n".join([*lines, f"{int(first['images'])} photographs, {int(first['masks'])} masks; {self.sentence}"])
 
     def extras(self, folder: Path, label: str, rows: list[Row]) -> list[Path]:
@@ -273,9 +304,7 @@ def choose(prediction: Prediction, boxes: Tensor, output: str) -> tuple[Tensor, 
     inside = (rows[:, :, None] & columns[:, None, :])[:, None]
     masks = prediction.logits > 0
     both, either = (masks & inside).flatten(2).sum(2), (masks | inside).flatten(2).sum(2)
-    winner = (both / either.clamp(min=1)).argmax(dim=1)
-    numbers = torch.arange(len(winner), device=winner.device)
-    return prediction.logits[numbers, winner], prediction.iou[numbers, winner]
+    return prediction.pick((both / either.clamp(min=1)).argmax(dim=1))
 
 
 def filled(item: Item) -> tuple[list[dict[str, Any]], np.ndarray]:

@@ -27,8 +27,9 @@ import torch
 
 from frisket.data.identity import Identity, of_pixels
 from frisket.errors import UserError
+from frisket.eval.clock import switched
 from frisket.eval.cost import conditions, macs, memory
-from frisket.eval.subject import Photo, Subject, photo, photographs, switched
+from frisket.eval.subject import Photo, Subject, photo, photographs
 from frisket.eval.task import BaseTask, Row, TaskConfig
 from frisket.everything.strategy import chosen
 from frisket.kernels.attention import describe

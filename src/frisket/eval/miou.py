@@ -29,7 +29,7 @@ from frisket.eval.task import PROMPTS, BaseTask, Row, TaskConfig
 from frisket.geometry import Frame, mask_areas, mask_iou, pad_square, upscale_logits
 from frisket.models.sam import Sam
 from frisket.picture import Panel, row
-from frisket.sample import FOREGROUND, Prompts
+from frisket.sample import FOREGROUND, Prompts, picked
 
 PIXELS = 1 << 27
 """Bool pixels of masks held at once per answer, and a quarter of it of float logits: bounds memory, not results."""
@@ -347,9 +347,8 @@ class Answers:
         for part, true in zip(logits.split(self._step), truth.split(self._step), strict=True):
             outputs = torch.stack([self._enlarge(part[:, c]) for c in range(part.shape[1])], dim=1)
             iou = torch.stack([mask_iou(outputs[:, c], true) for c in range(part.shape[1])], dim=1)
-            rows, winner = torch.arange(len(part), device=part.device), iou.argmax(dim=1)
-            masks.append(outputs[rows, winner])
-            lows.append(part[rows, winner])
+            masks.append(picked(outputs, iou.argmax(dim=1)))
+            lows.append(picked(part, iou.argmax(dim=1)))
         return torch.cat(masks), torch.cat(lows)
 
 

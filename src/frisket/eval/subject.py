@@ -6,9 +6,7 @@ Source  our choice; `frisket.eval.latency` says what each part holds and how it 
 """
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from frisket.data.annotated import open_annotated
+from frisket.eval.clock import switched, timer
 from frisket.eval.cost import reduced
 from frisket.everything.candidates import Filters
 from frisket.everything.generator import everything
@@ -115,7 +114,7 @@ class Subject:
             prompts = [Prompts(boxes=photo.box), Prompts(photo.points[::4], self.ones[:16])]
             for prompt in prompts:
                 fast = self._answer(self.sam, photo, prompt)
-                with switched(threads=None, tf32=False):
+                with switched(tf32=False):
                     exact = self._answer(self.plain, photo, prompt) if self.changed else fast
                 finite &= bool(fast.isfinite().all())
                 found.append(mask_iou((fast > 0).flatten(0, 1), (exact > 0).flatten(0, 1)).cpu())
@@ -151,8 +150,8 @@ class Subject:
                 images = torch.cat([photo.image for photo in picks])
                 sizes = torch.cat([photo.sizes for photo in picks])
                 call = partial(self.sam.encode, images, sizes)
-                repeated(call, min(calls, 3))
-                rates.append(batch * calls / clock(partial(repeated, call, calls)))
+                clock(call, min(calls, 3))
+                rates.append(batch * calls / clock(call, calls))
             except torch.OutOfMemoryError:
                 stopped = f"out of memory at batch {batch}"
                 torch.cuda.empty_cache()
@@ -221,54 +220,8 @@ def photo(pixels: np.ndarray, side: int, device: torch.device, seed: int) -> Pho
     )
 
 
-# ---------------------------------------------------------------- clocks and switches
-
-
-def timer(device: torch.device) -> Callable[[Callable[[], Any]], float]:
-    """A function (call) -> seconds: CUDA events, from an idle stream to the end of the work, or a CPU's wall time."""
-    if device.type != "cuda":
-
-        def wall(call: Callable[[], Any]) -> float:
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-
-        return wall
-
-    def events(call: Callable[[], Any]) -> float:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(device)
-        begin.record(torch.cuda.current_stream(device))
-        call()
-        end.record(torch.cuda.current_stream(device))
-        torch.cuda.synchronize(device)
-        return begin.elapsed_time(end) / 1000
-
-    return events
-
-
-def repeated(call: Callable[[], Any], number: int) -> None:
-    """`number` calls."""
-    for _ in range(number):
-        call()
-
-
 def sharing(sam: Sam) -> Sam:
     """A second Sam of the same parts, of which one can be replaced without touching the first."""
     made = copy.copy(sam)
     made._modules = dict(sam._modules)
     return made
-
-
-@contextmanager
-def switched(*, threads: int | None, tf32: bool) -> Iterator[None]:
-    """CPU threads (None: as they are) and TF32, for convolutions and matrix products alike, within the context."""
-    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    if threads is not None:
-        torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[1:]
