@@ -307,3 +307,15 @@ def test_the_neck_schedule_asks_for_no_taps(recipe, monkeypatch: pytest.MonkeyPa
     module.training_step(next(iter(ShardData(module.config.data).train_dataloader())), 0).backward()
     with pytest.raises(UserError, match=r"the student has 0 taps.*set distill\.schedule=neck"):
         recipe(student=ModelSpec("pyramid"), schedule="cascade")
+
+
+def test_other_channels_are_refused_and_another_side_is_said(recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    config = recipe().config
+    config.student = ModelSpec("lightening", dict(config.student.encoder) | {"out_channels": 128})
+    with pytest.raises(UserError, match="student's embedding has 128 channels and the teacher's 256"):
+        Module(config)
+    assert "is asked at" not in capsys.readouterr().err
+    config.student = ModelSpec("lightening", {"width": 48, "depth": 4, "heads": 3})
+    config.data.image_size = 128
+    Module(config)
+    assert "is of 64 px and is asked at 128 px" in capsys.readouterr().err

@@ -104,6 +104,14 @@ def test_init_from_is_needed(tiny_shards: Path) -> None:
         Module(config)
 
 
+def test_another_input_side_is_refused(recipe) -> None:
+    """The model would be judged at its own side, where it was not trained."""
+    config = recipe().config
+    config.data.image_size = 128
+    with pytest.raises(UserError, match=r"holds a model of 64 px and data\.image_size=128: set data\.image_size=64"):
+        Module(config)
+
+
 def test_a_resumed_run_needs_init_from_no_more(tiny_shards: Path, student: Path, tmp_path: Path) -> None:
     """The frozen encoder's weights, too, come from the checkpoint."""
     start = tmp_path / "start.pt"

@@ -147,10 +147,16 @@ class Recipe(L.LightningModule):
 
     def initial(self) -> Sam | None:
         """The Sam that `init_from` names; None when it names none. A run that is resumed needs only its shape, which
-        the checkpoint knows: `init_from` may be gone by then."""
+        the checkpoint knows: `init_from` may be gone by then. Raises UserError where its side is not the data's."""
         if not self.config.init_from:
             return None
-        return checkpoint.like(self.resume) if self.resume else checkpoint.load(self.config.init_from)
+        sam = checkpoint.like(self.resume) if self.resume else checkpoint.load(self.config.init_from)
+        if sam.image_size != self.config.data.image_size:  # it would be judged at a side it was not trained at
+            raise UserError(
+                f"init_from={self.config.init_from} holds a model of {sam.image_size} px and "
+                f"data.image_size={self.config.data.image_size}: set data.image_size={sam.image_size}"
+            )
+        return sam
 
     def freeze(self, *modules: nn.Module) -> None:
         """Take modules out of training for good: no gradients, and BatchNorm and dropout stay in eval mode."""

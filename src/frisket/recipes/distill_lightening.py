@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from frisket import checkpoint
 from frisket.data.embeddings import Stamp
-from frisket.errors import UserError
+from frisket.errors import UserError, warn
 from frisket.losses import feature_loss, normalize_feature
 from frisket.models.sam import Sam
 from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model, valid_tokens
@@ -132,8 +132,15 @@ class Module(Recipe):
         teacher = checkpoint.load(config.teacher).requires_grad_(False).eval()
         self.teachers = [teacher]  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
         sam = self.initial()
+        if teacher.image_size != config.data.image_size:
+            warn(f"teacher={config.teacher} is of {teacher.image_size} px and is asked at {config.data.image_size} px")
         if sam is None:
             sam = build_model(config.student, config.data.image_size)
+            mine, theirs = sam.image_encoder.channels, teacher.image_encoder.channels
+            if mine != theirs:
+                raise UserError(
+                    f"the student's embedding has {mine} channels and the teacher's {theirs}: make them equal"
+                )
             sam.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
             sam.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
         self.freeze(sam.prompt_encoder, sam.mask_decoder)
