@@ -1,7 +1,5 @@
 #!/bin/bash
-# SAM-Lightening, stage 1: distil the dilated-attention encoder (arXiv 2403.09195).
-#   sbatch slurm/distill_lightening.sh [YAML …] [key=value …]        submit it again to go on; FRISKET_ON=a100 adds that preset
-#   LOCAL=1 bash slurm/distill_lightening.sh                         the same run here, without Slurm
+# SAM-Lightening, stage 1: distil the dilated-attention encoder (arXiv 2403.09195). How to start it: slurm/env.sh.
 #SBATCH --job-name=distill_lightening
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -13,4 +11,4 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 source "${SLURM_SUBMIT_DIR:-$PWD}/slurm/env.sh"
-launch frisket train configs/distill_lightening.yaml "${ON[@]}" "$@"
+launch frisket train configs/distill_lightening.yaml "$@"

@@ -2,8 +2,10 @@
   local hold=(env --block-signal=USR1,TERM)
   { [ "${2:-}" = train ] && "${hold[@]}" true 2>/dev/null; } || hold=()
 # Sourced by every script in slurm/: finds the checkout, and gives `launch`, which runs one command on all tasks.
-#   LOCAL=1 bash slurm/train_sam.sh …     runs here, without Slurm
-#   FRISKET_ON=a100 sbatch slurm/…        adds configs/on/a100.yaml (also a40, cpu)
+#   sbatch slurm/train_sam.sh [YAML …] [key=value …]     submit it again to go on
+#   LOCAL=1 bash slurm/train_sam.sh …                    the same run here, without Slurm
+#   FRISKET_ON=a100 sbatch slurm/…                       adds configs/on/a100.yaml (also a40, cpu)
+# `launch frisket VERB YAML words…` puts the place between the YAML and the words.
 # `launch` requeues the job when the run left with code 75 (stopped by Slurm's signal, checkpoint written).
 # Our choice; why it is so: docstrings of frisket.engine.preempt and frisket.engine.signals.
 set -euo pipefail
@@ -14,6 +16,7 @@ ON=()
 [ -z "${FRISKET_ON:-}" ] || ON+=("configs/on/$FRISKET_ON.yaml")
 
 launch() {
+  set -- "${@:1:3}" "${ON[@]}" "${@:4}"
   if [ -n "${LOCAL:-}" ]; then
     "$@"
     return

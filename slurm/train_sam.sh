@@ -1,7 +1,5 @@
 #!/bin/bash
-# Any encoder from ground-truth masks (SAM's interactive recipe): how a teacher of one's own is made.
-#   sbatch slurm/train_sam.sh [YAML …] [key=value …]        submit it again to go on; FRISKET_ON=a100 adds that preset
-#   LOCAL=1 bash slurm/train_sam.sh                         the same run here, without Slurm
+# Any encoder from ground-truth masks (SAM's interactive recipe): how a teacher of one's own is made. How to start it: slurm/env.sh.
 #SBATCH --job-name=train_sam
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -13,4 +11,4 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 source "${SLURM_SUBMIT_DIR:-$PWD}/slurm/env.sh"
-launch frisket train configs/train_sam.yaml "${ON[@]}" "$@"
+launch frisket train configs/train_sam.yaml "$@"

@@ -56,16 +56,20 @@ def test_local_runs_the_command_here(script, tmp_path):
     assert done.returncode == 3, done.stderr
     assert words[-1] == "a=1" and "configs/on/slurm.yaml" not in words
     assert (ROOT / words[1]).is_file()
-    if words[0] == "train":
-        assert words[1] == f"configs/{script.stem}.yaml"
-        done = subprocess.run(
-            ["bash", f"slurm/{script.name}"],
-            cwd=tmp_path,
-            env=env | {"FRISKET_ON": "a100"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.splitlines()[-1] == "configs/on/a100.yaml"
+    assert words[0] == "eval" or words[1] == f"configs/{script.stem}.yaml"
+    done = subprocess.run(
+        ["bash", f"slurm/{script.name}", "a=1"], cwd=tmp_path, env=env | {"FRISKET_ON": "a100"}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [*words[:2], "configs/on/a100.yaml", "a=1"]
+
+
+@pytest.mark.parametrize("name", ["train-sam", "distill-lightening", "finetune-decoder"])
+def test_make_finds_its_runs_in_the_folder(name: str) -> None:
+    done = subprocess.run(["make", "-n", name, "LOCAL=1", "READY="], cwd=ROOT, capture_output=True, text=True)
+    assert f"slurm/{name.replace('-', '_')}.sh" in done.stdout, done.stderr
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert name in listed
 
 
 # ---------------------------------------------------------------- what data_prep/*.sh checks
