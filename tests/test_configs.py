@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from frisket import checkpoint, config
+from frisket.bench.harness import BenchConfig
 from frisket.cli import show
+from frisket.cli.predict import PredictConfig
+from frisket.cli.report import ReportConfig
+from frisket.engine.evaluate import Suite
 from frisket.errors import UserError
+from frisket.eval.task import TASKS
+from frisket.everything.strategy import STRATEGIES
 from frisket.models import zoo
+from frisket.prep.records import SOURCES
 from frisket.recipes.base import RECIPES as ROOM
 from frisket.recipes.base import Recipe, RecipeConfig
 
@@ -136,3 +143,18 @@ def test_missing_weights_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("FRISKET_WEIGHTS", raising=False)
     with pytest.raises(UserError, match="FRISKET_WEIGHTS"):
         checkpoint.load("sam_vit_h")
+
+
+def schemas() -> dict[str, type]:
+    """{what: config dataclass} of everything that a verb can be told."""
+    verbs = {"predict": PredictConfig, "report": ReportConfig, "bench": BenchConfig, "suite": Suite}
+    rooms = {room.word: room.modules() for room in (ROOM, TASKS, SOURCES, STRATEGIES)}
+    chosen = {f"{word} {name}": module.Config for word, modules in rooms.items() for name, module in modules.items()}
+    return verbs | chosen | {f"model {name}": type(row.config) for name, row in zoo.entries().items()}
+
+
+@pytest.mark.parametrize("what", sorted(schemas()))
+def test_every_key_has_a_line_that_help_prints(what: str) -> None:
+    """The string literal below each field."""
+    silent = [knob.key for knob in config.describe(schemas()[what]) if not re.search(r"\w", knob.about)]
+    assert not silent, f"{what}: {', '.join(silent)}"

@@ -1,4 +1,5 @@
-"""The house law: a module imports only its own room and floors strictly below; some packages have one door each."""
+"""The house law: a module imports only its own room and floors strictly below; some packages have one door each; a
+folder is its own registry; a word means one thing; the global batch is one field."""
 
 import ast
 import subprocess
@@ -7,6 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from frisket.cli.main import VERBS
+from frisket.eval.task import TASKS
+from frisket.everything.strategy import STRATEGIES
+from frisket.models.zoo import MODELS
+from frisket.plugins import Room
+from frisket.prep.records import SOURCES
+from frisket.recipes.base import RECIPES
 
 SRC = Path(__file__).parents[1] / "src" / "frisket"
 FLOORS = (
@@ -77,3 +86,57 @@ def test_models_need_no_training_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ROOMS = (RECIPES, TASKS, STRATEGIES, SOURCES, MODELS)
+HISTORY = {"prep/run.py"}  # tells what older folders called their settings, source by source
+ONLY_IN = {"judge": "engine/judge.py"}  # a word with one meaning: who may define it
+
+
+def literals(tree: ast.AST) -> Iterator[set[str]]:
+    """The strings of each list, tuple, set, mapping's keys and Literal written out in a file."""
+    for node in ast.walk(tree):
+        parts: list[ast.expr | None] = []
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
+            parts = [*node.elts]
+        elif isinstance(node, ast.Dict):
+            parts = [*node.keys]
+        yield {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.package)
+def test_a_folder_is_its_registry_and_no_file_lists_its_entries(room: Room) -> None:
+    names = set(room.files())
+    assert names, f"{room.package} has no entry"
+    for path in FILES:
+        if str(path.relative_to(SRC)) not in HISTORY:
+            listed = [strings & names for strings in literals(ast.parse(path.read_text())) if len(strings & names) > 1]
+            assert not listed, f"{path.relative_to(SRC)} lists {listed}, entries of {room.package}"
+
+
+def test_every_verb_is_a_file_of_cli_and_offers_its_schema() -> None:
+    files = {path.stem: path for path in (SRC / "cli").glob("*.py")}
+    assert set(VERBS) == files.keys() - {"__init__", "main"}
+    for verb in VERBS:
+        named = {n.name for n in ast.parse(files[verb].read_text()).body if isinstance(n, ast.FunctionDef)}
+        assert "run" in named and ("schema" in named or verb == "show")
+
+
+@pytest.mark.parametrize("word", sorted(ONLY_IN))
+def test_a_word_means_one_thing(word: str) -> None:
+    for path in FILES:
+        named = {n.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        assert word not in named or str(path.relative_to(SRC)) == ONLY_IN[word], path
+
+
+def test_the_global_batch_is_one_field_and_nobody_else_counts_batches() -> None:
+    owners: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            for part in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(part, ast.AnnAssign):
+                    owners.setdefault(ast.unparse(part.target), []).append(f"{path.stem}.{node.name}")
+    assert owners["global_batch"] == ["module.DataConfig"]
+    assert owners["images_per_device"] == ["place.Place"]
+    old = ("accumulate", "images_per_gpu", "batch_size", "image_side", "input_size")
+    assert [name for name in old if name in owners] == []

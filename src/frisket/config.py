@@ -34,7 +34,6 @@ from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from frisket.errors import UserError, nearest
-from frisket.files import write_text
 
 T = TypeVar("T")
 
@@ -160,11 +159,6 @@ def unset_kept() -> Iterator[None]:
         yield
     finally:
         OmegaConf.register_resolver("oc.env", oc.env, replace=True)
-
-
-def save(config: Any, path: Path | str) -> None:
-    """Write `show(config)` to `path` atomically."""
-    write_text(path, show(config))
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ frisket bench quick=true                                  (does it work here; th
 
 from collections.abc import Sequence
 
-from frisket import config
+from frisket import config as settings
 from frisket.bench import harness
 
 
@@ -17,4 +17,4 @@ def schema(files: Sequence[str], overrides: Sequence[str]) -> type[harness.Bench
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     """Measure, print and write; return 0, or 1 when a guard failed."""
-    return harness.run(config.load(harness.BenchConfig, files, overrides), harness.all_rows())
+    return harness.run(settings.load(harness.BenchConfig, files, overrides), harness.all_rows())

@@ -28,6 +28,7 @@ from frisket.engine.rundir import CsvLog, RunDir, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
 from frisket.engine.strategy import exits_for_all, fits, place, quiet
 from frisket.errors import UserError, warn
+from frisket.files import write_text
 from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
 
 
@@ -189,7 +190,7 @@ def _announce(config: RecipeConfig, folder: RunDir, resume: Resume | None, size:
 
 @rank_zero_only
 def _remember(config: RecipeConfig, folder: RunDir) -> None:
-    settings.save(config, folder.config)
+    write_text(folder.config, settings.show(config))
 
 
 def _leave(trainer: L.Trainer, step: int, stuck: bool) -> int:
