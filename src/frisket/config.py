@@ -66,7 +66,8 @@ def find(word: Path | str) -> Path | None:
     """The YAML that a word means: the file it names, or ours of that name; None when it means neither."""
     path, ours = Path(word), SHIPPED / f"{word}.yaml"
     if path.suffix.lower() in (".yaml", ".yml"):
-        return path
+        ours = SHIPPED / path
+        return ours.resolve() if not path.is_absolute() and not path.exists() and ours.is_file() else path
     return ours.resolve() if not path.is_absolute() and ours.is_file() and not path.exists() else None
 
 
@@ -91,8 +92,8 @@ def peek(files: Sequence[Path | str], overrides: Sequence[str], key: str) -> Any
 
 
 def show(config: Any) -> str:
-    """Return a loaded configuration as YAML text; what `unset_kept` kept stands in it as written."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """Return a loaded configuration, or a plain mapping, as YAML text; what `unset_kept` kept stands as written."""
+    return OmegaConf.to_yaml(OmegaConf.create(config) if isinstance(config, dict) else OmegaConf.structured(config))
 
 
 class Knob(NamedTuple):

@@ -5,6 +5,7 @@ with atomic(path) as tmp:
 """
 
 import contextlib
+import csv
 import errno
 import json
 import math
@@ -12,7 +13,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A CSV whose columns are the union of all rows' keys."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frisket.geometry import Frame
+from frisket.geometry import CELL, Frame, inside
 
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = 0, 1, 2, 3
 """Labels of real points. A box is the points TOP_LEFT and BOTTOM_RIGHT: rows of one batch may mix boxes and clicks."""
@@ -139,3 +139,13 @@ class Prediction:
 def picked(values: Tensor, winner: Tensor) -> Tensor:
     """values (N, C, …) and long winner (N,) -> the winner's values (N, …)."""
     return values[torch.arange(len(winner), device=winner.device), winner]
+
+
+def valid_cells(batch: Batch) -> Tensor:
+    """bool (N, G, G): grid cells whose centre lies on the photograph, per object."""
+    return inside(batch.sizes, batch.images.shape[-1] // CELL, CELL)[batch.image_index]
+
+
+def valid_tokens(batch: Batch, rows: int) -> Tensor:
+    """bool (B, rows, rows): tokens whose centre lies on the photograph (more than half of the token is no padding)."""
+    return inside(batch.sizes, rows, batch.images.shape[-1] // rows)

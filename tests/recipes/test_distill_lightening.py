@@ -14,8 +14,9 @@ from frisket import checkpoint, plugins
 from frisket.data.module import ShardData
 from frisket.errors import UserError
 from frisket.losses import feature_loss
-from frisket.recipes.base import ModelSpec, valid_tokens
+from frisket.recipes.base import ModelSpec
 from frisket.recipes.distill_lightening import Config, DistillConfig, Module, focus_pairs, layer_weights
+from frisket.sample import valid_tokens
 
 STUDENT = ModelSpec("lightening", {"width": 48, "depth": 4, "heads": 3})
 Fit = Callable[..., tuple[list[float], L.Trainer]]

@@ -13,9 +13,19 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from frisket.losses import dice_loss, focal_loss
 from frisket.models.sam import Sam
-from frisket.recipes.base import valid_cells, valid_tokens
 from frisket.recipes.interactive import InteractiveConfig, click_rounds, first_prompts, interactive_loss
-from frisket.sample import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, IGNORED, TOP_LEFT, Batch, Prediction, Prompts
+from frisket.sample import (
+    BACKGROUND,
+    BOTTOM_RIGHT,
+    FOREGROUND,
+    IGNORED,
+    TOP_LEFT,
+    Batch,
+    Prediction,
+    Prompts,
+    valid_cells,
+    valid_tokens,
+)
 
 
 class Oracle(nn.Module):

@@ -8,11 +8,9 @@ with code 75 or 130 and keeps what it has judged (frisket.engine.journal); the s
 loads and hashes each checkpoint once, and passes over the tasks whose eval.json is there.
 """
 
-import csv
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from frisket.engine.strategy import exits_for_all, place, quiet
 from frisket.environment import environment
 from frisket.errors import UserError
 from frisket.eval.task import TASKS, BaseTask, TaskConfig, labelled
-from frisket.files import atomic, write_json
+from frisket.files import atomic, write_csv, write_json
 from frisket.models.sam import Sam
 from frisket.picture import comparison
 from frisket.report.report import write as page
@@ -266,7 +264,7 @@ def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict, known: dict[
         "environment": environment(cuda=_on_gpu(models), command=sys.argv[1:]),
     }
     rows = ({"model": label} | plain(row) for label, part in verdict.rows.items() for row in part)
-    write_rows(out / "per_image.csv", rows)
+    write_csv(out / "per_image.csv", rows)
     for label, part in verdict.rows.items():
         for path in task.extras(out, label, part):
             print(f"masks ({label}): {path}")
@@ -279,16 +277,6 @@ def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict, known: dict[
 def plain(row: dict[str, Any]) -> dict[str, Any]:
     """The cells of a row that fit a CSV."""
     return {name: value for name, value in row.items() if isinstance(value, str | int | float) and name != "score"}
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """A CSV whose columns are the union of all rows' keys."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def log_to_wandb(config: TaskConfig, verdict: Verdict) -> None:

@@ -39,3 +39,23 @@ class MaskIoU(Metric):
         """{"miou", "miou_s", "miou_m", "miou_l", "n"}; a size without masks is nan (COCO's -1 would mislead a mean)."""
         mean = torch.where(self.count > 0, self.total / self.count.clamp(min=1), torch.nan).tolist()
         return dict(zip(("miou", "miou_s", "miou_m", "miou_l"), mean)) | {"n": float(self.count[0])}
+
+
+class Mean(Metric):
+    """Mean of all values given; exact in float64, added over ranks; nan when there was none."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Add values of any shape."""
+        self.total += values.double().sum()
+        self.count += values.numel()
+
+    def compute(self) -> float:
+        """The mean."""
+        return float(self.total / self.count) if self.count else float("nan")

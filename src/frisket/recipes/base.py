@@ -21,17 +21,15 @@ from frisket.checkpoint import Resume
 from frisket.data.embeddings import Stamp
 from frisket.data.module import DataConfig
 from frisket.errors import UserError
-from frisket.eval.metrics import MaskIoU
-from frisket.geometry import CELL, inside
-from frisket.losses import logits_iou
+from frisket.eval.metrics import MaskIoU, Mean
+from frisket.fidelity import CURVES, PROMPTS, compare, curves
 from frisket.models import zoo
 from frisket.models.encoder import undecayed
 from frisket.models.sam import Sam
 from frisket.optim import OptimConfig, adamw
 from frisket.place import Log, Place
 from frisket.plugins import Extensible, Room
-from frisket.prompts import central_points
-from frisket.sample import Batch, Prediction, Prompts
+from frisket.sample import Batch, Prompts
 
 RECIPES = Room("frisket.recipes", "recipe", "Module")
 """Every recipe: a file beside this one, or a plug-in of the same form."""
@@ -125,7 +123,8 @@ class Recipe(L.LightningModule):
         self.config = config
         self.resume = resume
         self.sam = self.build_sam()
-        self.val_iou = nn.ModuleDict({"box": MaskIoU(), "click1": MaskIoU()})
+        self.val_iou = nn.ModuleDict({name: MaskIoU() for name in PROMPTS})
+        self.val_mean = nn.ModuleDict({name: Mean() for name in CURVES})
         self._parts: tuple[int, list[dict[str, Tensor]]] = (-1, [])  # what the batches of this step reported
         self.train()  # a loaded Sam comes in eval mode, and Lightning's fit keeps the modes it finds
 
@@ -228,26 +227,28 @@ class Recipe(L.LightningModule):
         embeddings = sam.encode(batch.images, batch.sizes) if embeddings is None else embeddings
         return sam.decode(embeddings, batch.image_index, Prompts(boxes=batch.boxes), multimask=True).best()[0] > 0
 
+    def reference(self) -> Sam | None:
+        """The teacher that validation compares the trained model with; None where there is none."""
+        return None
+
     @torch.no_grad()
     def validation_step(self, batch: Batch, index: int) -> None:
         if not len(batch.masks):
             return
-        embeddings = self.sam.encode(batch.images, batch.sizes)
-        clicks, valid = central_points(batch.masks)[:, None], valid_cells(batch)
-        prompts = {
-            "box": Prompts(boxes=batch.boxes),
-            "click1": Prompts(
-                points=clicks, labels=torch.ones(clicks.shape[:2], dtype=torch.long, device=clicks.device)
-            ),
-        }
-        for name, prompt in prompts.items():
-            prediction: Prediction = self.sam.decode(embeddings, batch.image_index, prompt, multimask=True)
-            self.val_iou[name].update(logits_iou(prediction.best()[0], batch.masks, valid=valid), batch.areas)
+        measures = compare(self.sam, self.reference(), batch)
+        for name in PROMPTS:
+            self.val_iou[name].update(measures[name], batch.areas)
+        measured = curves(measures)
+        for name, metric in self.val_mean.items():
+            metric.update(measured.get(name, batch.areas[:0]))  # also with nothing: ranks sum up together
 
     def on_validation_epoch_end(self) -> None:
-        for name, metric in self.val_iou.items():
-            values = metric.compute()
-            self.report("val", {f"{name}/{k}": v for k, v in values.items() if k != "n" and v == v})
+        values = {
+            f"{name}/{k}": v for name, metric in self.val_iou.items() for k, v in metric.compute().items() if k != "n"
+        }
+        values |= {name: metric.compute() for name, metric in self.val_mean.items()}
+        self.report("val", {name: value for name, value in values.items() if value == value})  # a size may have no mask
+        for metric in (*self.val_iou.values(), *self.val_mean.values()):
             metric.reset()
 
     def model_flops_per_image(self) -> float:
@@ -255,16 +256,6 @@ class Recipe(L.LightningModule):
         encoder = self.sam.image_encoder
         trained = any(p.requires_grad for p in encoder.parameters())
         return 2.0 * encoder.macs(self.config.data.image_size) * (3 if trained else 1)
-
-
-def valid_cells(batch: Batch) -> Tensor:
-    """bool (N, G, G): grid cells whose centre lies on the photograph, per object."""
-    return inside(batch.sizes, batch.images.shape[-1] // CELL, CELL)[batch.image_index]
-
-
-def valid_tokens(batch: Batch, rows: int) -> Tensor:
-    """bool (B, rows, rows): tokens whose centre lies on the photograph (more than half of the token is no padding)."""
-    return inside(batch.sizes, rows, batch.images.shape[-1] // rows)
 
 
 def build_model(spec: ModelSpec, image_size: int) -> Sam:

@@ -26,8 +26,8 @@ from frisket.data.embeddings import Stamp
 from frisket.errors import UserError, warn
 from frisket.losses import feature_loss, normalize_feature
 from frisket.models.sam import Sam
-from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model, valid_tokens
-from frisket.sample import Batch
+from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model
+from frisket.sample import Batch, valid_tokens
 
 
 @dataclass
@@ -198,6 +198,9 @@ class Module(Recipe):
             return batch.embedding, []
         neck, features = self.teacher.image_encoder.forward_features(images, [t - 1 for _, t in self.pairs])
         return neck if batch.embedding is None else batch.embedding, features
+
+    def reference(self) -> Sam:
+        return self.teacher
 
     def gallery_columns(self, batch: Batch) -> dict[str, Tensor]:
         return {"teacher": self.predict_boxes(self.teacher, batch)} | super().gallery_columns(batch)

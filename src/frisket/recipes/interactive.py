@@ -16,8 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from frisket.losses import mask_losses
 from frisket.models.sam import Sam
 from frisket.prompts import box_corners, error_points, noised_boxes, random_points
-from frisket.recipes.base import valid_cells
-from frisket.sample import FOREGROUND, IGNORED, Batch, Prompts
+from frisket.sample import FOREGROUND, IGNORED, Batch, Prompts, valid_cells
 
 
 @dataclass

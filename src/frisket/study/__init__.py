@@ -1,0 +1,1 @@
+"""Studies: named arms, seeds, one judge; a table that says what differs and what does not."""

@@ -1,0 +1,168 @@
+"""What the cells of a study say: study.json, a table with its differences, and a page of curves.
+
+    finish(plan, cells)          # OUT/study.json, OUT/study.md, OUT/report.html; prints the table
+
+study.json  {"arms": {arm: {measure: {"mean", "std", "values"}}},
+             "pairs": {"a-b": {measure: {"difference", "low", "high"}}}, "against", "seeds", "masks", "photographs"}
+Measures    box, click1: the student's mean IoU; neck_error; agreement_box, agreement_click1: with the teacher;
+            dependence: what 1-box IoU loses with another photograph's embedding (frisket.fidelity).
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frisket.errors import UserError
+from frisket.files import write_json, write_text
+from frisket.report.report import write as write_page
+from frisket.study.plan import Plan, Step
+from frisket.study.statistics import Difference, difference, spread
+
+MEASURES = {
+    "box": "1-box", "click1": "1-point", "neck_error": "neck error",
+    "agreement_box": "agreement, box", "agreement_click1": "agreement, point", "dependence": "dependence",
+}  # fmt: skip
+PLAIN = ("neck_error",)  # shown as it is; the others in percent
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One cell's items: {measure: (items,)} with whose photograph each item is. neck_error has photographs as items."""
+
+    values: dict[str, np.ndarray]
+    owners: dict[str, np.ndarray]
+
+
+def finish(laid: Plan, cells: Sequence[Step]) -> dict[str, Any]:
+    """Write and print what is known; arms whose cells are not all judged are left out and named."""
+    judged: dict[str, list[Judged]] = {}
+    for cell in cells:
+        judged.setdefault(cell.name, []).append(read(cell.folder / "eval"))
+    wanted = {name: len(steps) for name, steps in laid.arms.items()}
+    whole = {name: parts for name, parts in judged.items() if len(parts) == wanted.get(name, 1)}
+    result = summary(whole, laid.against)
+    text = table(result)
+    missing = [name for name in wanted if name not in whole]
+    if missing:
+        text += f"\nnot finished, and left out: {', '.join(missing)}\n"
+    write_json(laid.out / "study.json", result)
+    write_text(laid.out / "study.md", text)
+    write_page([cell.folder for cell in cells], laid.out / "report.html", title=laid.out.name)
+    print(text)
+    print(f"study: {laid.out / 'study.json'}   table: {laid.out / 'study.md'}   curves: {laid.out / 'report.html'}")
+    return result
+
+
+def read(folder: Path) -> Judged:
+    """A cell's masks_<arm>.csv and per_image.csv, as the evaluation task `fidelity` writes them. Raises UserError."""
+    masks = _rows(next(iter(folder.glob("masks_*.csv")), folder / "masks_*.csv"))
+    photographs = _rows(folder / "per_image.csv")
+    values: dict[str, np.ndarray] = {}
+    for name in ("box", "click1", "agreement_box", "agreement_click1"):
+        values[name] = _column(masks, name)
+    values["dependence"] = values["box"] - _column(masks, "other_box")
+    owners = {name: np.array([row["key"] for row in masks]) for name in values}
+    values["neck_error"] = _column(photographs, "neck_error")
+    owners["neck_error"] = np.array([row["key"] for row in photographs])
+    return Judged(values, owners)
+
+
+def summary(judged: dict[str, list[Judged]], against: str) -> dict[str, Any]:
+    """study.json of {arm: its cells, a seed each}. Raises UserError when two cells were judged on other items."""
+    first = next(iter(judged.values()))[0] if judged else None
+    arms: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
+    for arm, parts in judged.items():
+        arms[arm] = {}
+        for name in MEASURES:
+            for part in parts:
+                if first is not None and not np.array_equal(part.owners[name], first.owners[name]):
+                    raise UserError(f"arm {arm} was judged on other photographs than the first: delete its eval folder")
+            means = [float(np.nanmean(part.values[name])) for part in parts if not np.isnan(part.values[name]).all()]
+            if means:
+                mean, std = spread(means)
+                arms[arm][name] = {"mean": mean, "std": std, "values": means}
+    for arm in judged:
+        if arm != against and against in judged:
+            pairs[f"{arm}-{against}"] = {
+                name: {"difference": told.mean, "low": told.low, "high": told.high}
+                for name in MEASURES
+                if name in arms[arm] and name in arms[against]
+                for told in [compared(judged[arm], judged[against], name)]
+            }
+    return {
+        "arms": arms,
+        "pairs": pairs,
+        "against": against,
+        "seeds": {arm: len(parts) for arm, parts in judged.items()},
+        "masks": 0 if first is None else len(first.values["box"]),
+        "photographs": 0 if first is None else len(first.values["neck_error"]),
+    }
+
+
+def compared(a: list[Judged], b: list[Judged], name: str) -> Difference:
+    """The paired difference of two arms in one measure."""
+    rows = [np.stack([part.values[name] for part in parts]) for parts in (a, b)]
+    return difference(rows[0], rows[1], a[0].owners[name])
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: mean ± standard deviation over seeds, then each arm's difference from the one compared with."""
+    head = ["arm", *MEASURES.values()]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for arm, values in result["arms"].items():
+        lines.append(_line([arm, *(_mean(name, values.get(name)) for name in MEASURES)]))
+    against = result["against"]
+    if result["pairs"]:
+        lines += [
+            "",
+            f"Difference from `{against}`, with its 95 % interval:",
+            "",
+            _line(head),
+            _line(["---"] * len(head)),
+        ]
+        for pair, values in result["pairs"].items():
+            arm = pair.removesuffix(f"-{against}")
+            lines.append(_line([arm, *(_told(name, values.get(name)) for name in MEASURES)]))
+    return "\n".join([*lines, "", f"{result['masks']} masks of {result['photographs']} photographs"]) + "\n"
+
+
+def _mean(name: str, value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "–"
+    several = len(value["values"]) > 1
+    if name in PLAIN:
+        return f"{value['mean']:.3f}" + (f" ± {value['std']:.3f}" if several else "")
+    return f"{100 * value['mean']:.1f}" + (f" ± {100 * value['std']:.1f}" if several else "")
+
+
+def _told(name: str, value: dict[str, float] | None) -> str:
+    if value is None:
+        return "–"
+    if value["low"] <= 0 <= value["high"]:
+        return "no difference"
+    scale, places = (1, 3) if name in PLAIN else (100, 1)
+    low, middle, high = (f"{scale * value[key]:+.{places}f}" for key in ("low", "difference", "high"))
+    return f"{middle} ({low} … {high})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): delete its folder and run the study again"
+        ) from error
+
+
+def _column(rows: list[dict[str, str]], name: str) -> np.ndarray:
+    return np.array([float(row.get(name) or "nan") for row in rows])

@@ -1,0 +1,183 @@
+"""Runs a study: what is prepared, then every cell and its judgement; skips what is finished, goes on after a kill.
+
+    code = study(config, "lightening")          # 0 done, 1 a cell failed, 75 or 130 asked to stop
+
+Each command is a process of its own (`python -m frisket train …`), so a cell is exactly what a person would have typed,
+and a crash stays in its cell; what it prints goes to LOG beside its folder. Cells that stand on one another run in
+order, families side by side (`jobs`). A cell's settings are kept beside it as YAML: other settings under the same name
+are refused, never mixed. Our choice.
+"""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from frisket import config as settings
+from frisket.errors import UserError
+from frisket.files import write_text
+from frisket.study.collect import finish
+from frisket.study.plan import Plan, Step, StudyConfig, plan
+
+STOPPED = (75, 130)  # a command's exit codes for "asked to stop, run me again"
+STOP = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+
+class Runner:
+    """Starts commands, and ends them all when asked to stop. `code`: what the study should leave with, so far."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.code = 0
+        self._stopping: int | None = None
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, a request to stop goes to every command that runs; no new one starts."""
+        before = {number: signal.signal(number, self._asked) for number in STOP}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: object) -> None:
+        self._stopping = number
+        for process in list(self._running):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                process.send_signal(number)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._stopping is not None
+
+    def run(self, words: Sequence[str], log: Path) -> bool:
+        """Run `frisket WORDS`; whether it ended well. Sets `code` where it did not."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"$ frisket {' '.join(words)}\n")
+            file.flush()
+            with self._lock:
+                if self.stopping:
+                    return False
+                # a session of its own: Ctrl-C at a terminal reaches it once, through us
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "frisket", *words], stdout=file, stderr=file, start_new_session=True
+                )
+                self._running.add(process)
+            code = process.wait()
+            self._running.discard(process)
+        if code in STOPPED or self.stopping:
+            self.code = code if code in STOPPED else 75
+        elif code:
+            self.code = self.code or 1
+            print(f"{words[0]} left with code {code}: {_last(log)} ({log})", file=sys.stderr, flush=True)
+        return code == 0
+
+
+def study(config: StudyConfig, name: str) -> int:
+    """Run what is not finished, then write OUT/study.json, study.md and report.html. Raises UserError."""
+    laid = plan(config, name)
+    remember(laid)
+    cells = [step for step in laid.prepare if step.verb == "train"] + laid.cells()
+    print(f"study {name}: {len(laid.arms)} arms, {len(laid.cells())} cells in {laid.out}", flush=True)
+    runner, began = Runner(config.threads), time.monotonic()
+    with runner.listening():
+        if config.only in ("all", "prepare") and not all(do(runner, step, laid) for step in laid.prepare):
+            return runner.code or 1
+        if config.only in ("all", "cells"):
+            families = chosen(config.cell, laid)
+            with ThreadPoolExecutor(int(config.jobs)) as pool:
+                list(pool.map(lambda family: all(do(runner, step, laid) for step in family), families))
+    if runner.stopping:
+        print(f"stopped on request after {time.monotonic() - began:.0f} s; the same command goes on from there")
+        return runner.code or 75
+    if config.only == "table" or (config.only == "all" and not config.cell):
+        finish(laid, [cell for cell in cells if (evaluation(cell) / "eval.json").is_file()])
+    return runner.code
+
+
+def chosen(cell: str, laid: Plan) -> list[list[Step]]:
+    """The families to run: all, or the one of `cell` (a number, or ARM/SEED). Raises UserError for an unknown one."""
+    families = laid.families()
+    if not cell:
+        return families
+    if cell.isdecimal() and int(cell) < len(families):
+        return [families[int(cell)]]
+    named = {f"{step.name}/{step.seed}": family for family in families for step in family}
+    if cell not in named:
+        raise UserError(f"cell={cell} does not exist: give 0 to {len(families) - 1}, or one of {', '.join(named)}")
+    return [named[cell]]
+
+
+def evaluation(step: Step) -> Path:
+    """Where a cell's judgement lies."""
+    return step.folder / "eval"
+
+
+def do(runner: Runner, step: Step, laid: Plan) -> bool:
+    """One step and, for a training, its judgement; whether both are finished. Passes over what already is."""
+    log = step.folder.with_name(step.folder.name + ".log")
+    label = step.name if step.seed is None else f"{step.name}/{step.seed}"
+    began = time.monotonic()
+    if not finished(step):
+        if not runner.run(command(step, laid), log):
+            return False
+        print(f"{label}: {step.verb} done in {time.monotonic() - began:.0f} s", flush=True)
+    if step.verb == "train" and not (evaluation(step) / "eval.json").is_file():
+        own = laid.out / "judge.yaml"
+        words = [
+            "eval",
+            "eval_fidelity",
+            str(own),
+            f"checkpoint=[{step.name}:{step.folder}]",
+            f"out={evaluation(step)}",
+        ]
+        return runner.run([*words, f"place.threads={runner.threads}"], log)
+    return True
+
+
+def finished(step: Step) -> bool:
+    """Whether a step's folder is complete: a run's summary, a preparation's index."""
+    return (step.folder / ("summary.json" if step.verb == "train" else "index.json")).is_file()
+
+
+def command(step: Step, laid: Plan) -> list[str]:
+    """The words a person would type for this step."""
+    if step.verb == "prep":
+        return ["prep", step.yaml, str(record(step)), f"out={step.folder}"]
+    words = ["train", step.yaml, str(record(step)), f"out={step.folder.parent}", f"name={step.folder.name}"]
+    if step.after is not None:
+        parent = next(cell for cell in laid.arms[step.after] if cell.seed == step.seed)
+        words.append(f"init_from={parent.folder}")
+    return words if step.seed is None else [*words, f"seed={step.seed}"]
+
+
+def record(step: Step) -> Path:
+    """The YAML of a step's settings, beside its folder."""
+    return step.folder.with_name(step.folder.name + ".yaml")
+
+
+def remember(laid: Plan) -> None:
+    """Write every step's settings. Raises UserError where a folder was made with others, before anything is written."""
+    wanted = {record(step): step.settings for step in [*laid.prepare, *laid.cells()]}
+    wanted[laid.out / "judge.yaml"] = laid.judge
+    for path, values in wanted.items():
+        if path.is_file() and settings.read(path) != values:
+            raise UserError(f"{path} holds other settings than the study asks for: delete {path.parent}, or set out=…")
+    for path, values in wanted.items():
+        if not path.is_file():
+            write_text(path, settings.show(values))
+
+
+def _last(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
