@@ -181,6 +181,14 @@ def test_noise_is_a_share_of_its_own_side(generator: Generator) -> None:
     assert torch.allclose(spread, torch.tensor([5.0, 1.0, 5.0, 1.0]), rtol=0.03)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "uniform"])
+def test_noise_goes_both_ways(generator: Generator, kind: str) -> None:
+    box = torch.tensor([[400.0, 500.0, 450.0, 510.0]]).expand(20_000, 4)
+    moved = noised_boxes(box, generator, side=1024, kind=kind) - box
+    # the standard error of a mean over 20,000 draws is at most 5 / 141 px
+    assert moved.mean(0).abs().max() < 0.2 and ((moved > 0).float().mean(0) - 0.5).abs().max() < 0.02
+
+
 def test_the_cap_shrinks_with_the_input(generator: Generator) -> None:
     boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0]]).expand(1000, 4)
     moved = noised_boxes(boxes, generator, side=64, scale=0.5)

@@ -14,6 +14,7 @@ What `load` reads; each form has a file in `frisket.weights`, every checksum is 
   run folder       model.pt when it is newer than the newest training checkpoint, else that checkpoint
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ __all__ = [
     "Resume",
     "differences",
     "fingerprint",
+    "guarded",
     "like",
     "load",
     "newest",
@@ -116,6 +118,12 @@ def recorded(training: Path) -> Resume:
     if ranks is not None and ranks != content.get("dp_world_size", ranks):
         raise UserError(f"{training} has {ranks} of the {content['dp_world_size']} parts that its ranks wrote")
     return Resume(training, step, *model(record, training), shapes, ranks)
+
+
+def guarded(resume: Resume | None, trust: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """Within this context a DeepSpeed checkpoint that training goes on from is read weights-only, unless `trust`."""
+    split = resume is not None and resume.ranks is not None
+    return deepspeed.guarded(resume.path, trust) if split else contextlib.nullcontext()
 
 
 def newest(run_dir: Path | str) -> Resume | None:

@@ -132,3 +132,13 @@ def test_gpu_half_precision_is_near_fp32(backend, dtype):
         torch.testing.assert_close(half.grad.float(), full.grad, atol=2 * tolerance, rtol=2 * tolerance)
     if _flash()[0] is not None:
         assert choose(tensors[0]) is Backend.flash and choose(tensors[0].float()) is Backend.sdpa
+
+
+def test_plain_softmax_is_in_float32() -> None:
+    """Beside a bias of 100 the step of bf16 is 0.5: scores 0 and 0.25 would count alike."""
+    q, v = torch.ones(1, 1, 1, 16, dtype=torch.bfloat16), torch.zeros(1, 2, 1, 16, dtype=torch.bfloat16)
+    k = torch.tensor([0.0, 0.0625]).repeat_interleave(16).reshape(1, 2, 1, 16).bfloat16()
+    v[0, 1] = 1
+    bias = torch.full((1, 1, 1, 2), 100.0, dtype=torch.bfloat16)
+    out = attention(q, k, v, scale=0.25, bias=bias, backend="plain")
+    assert out[0, 0, 0, 0].item() == pytest.approx(torch.tensor(0.25).sigmoid().item(), abs=2e-3)

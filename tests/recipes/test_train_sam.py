@@ -15,6 +15,7 @@ from frisket.models import zoo
 from frisket.recipes.base import ModelSpec
 from frisket.recipes.interactive import InteractiveConfig
 from frisket.recipes.train_sam import Config, Module, StartConfig, begin
+from frisket.sample import Prompts
 
 Fit = Callable[..., tuple[list[float], L.Trainer]]
 TINY = {"width": 48, "depth": 2, "heads": 3, "global_blocks": [1]}
@@ -127,6 +128,24 @@ def test_resuming_takes_the_shape_from_the_checkpoint_and_never_reads_init_from(
     assert changed(snapshot(first.sam), again.sam) == set()
     with pytest.raises(UserError, match=r"no checkpoint at .*gone\.pt"):
         Module(first.config)
+
+
+def test_validation_counts_the_photograph_and_not_its_padding(recipe) -> None:
+    module = recipe().eval()
+    batch = next(iter(ShardData(module.config.data).val_dataloader()))
+    with torch.no_grad():
+        embeddings = module.sam.encode(batch.images, batch.sizes)
+        prompts = Prompts(boxes=batch.boxes)
+        answers = module.sam.decode(embeddings, batch.image_index, prompts, multimask=True).best()[0] > 0
+        module.validation_step(batch, 0)
+    values, outside = [], 0
+    for answer, truth, image in zip(answers, batch.masks, batch.image_index):
+        rows, cols = ((batch.sizes[image] + 1) // 4).tolist()  # cells of 4 px whose centre lies inside
+        outside += int(answer[rows:].sum() + answer[:, cols:].sum())
+        mine, theirs = answer[:rows, :cols], truth[:rows, :cols]
+        values.append(((mine & theirs).sum() / (mine | theirs).sum()).item())
+    assert outside > 0  # else there would be nothing to leave out
+    assert module.val_iou["box"].compute()["miou"] == pytest.approx(sum(values) / len(values), abs=1e-5)
 
 
 def test_flops_are_counted_without_weights(recipe) -> None:

@@ -52,6 +52,8 @@ class PredictConfig(Extensible):
     """Pictures, folders and globs: the same as the command's bare words."""
     checkpoint: str = ""
     """A run folder, a checkpoint file or a model name."""
+    trust: bool = False
+    """Run what a DeepSpeed folder holds besides weights; else such a folder is refused."""
     mode: Literal["prompts", "everything"] = "prompts"
     """Masks of the prompts below, or of everything."""
     box: list[Any] = field(default_factory=list)
@@ -94,7 +96,9 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     asked = prompts(config)
     pictures = gathered(words or config.image)
     outs = targets(pictures, config.out)
-    predictor = Predictor(checkpoint.load(config.checkpoint, device=device(config)), image_size=config.image_size)
+    predictor = Predictor(
+        checkpoint.load(config.checkpoint, device(config), trust=config.trust), image_size=config.image_size
+    )
     failed, start = 0, time.monotonic()
     for number, (picture, out) in enumerate(zip(pictures, outs, strict=True)):
         left = f", {(time.monotonic() - start) / number * (len(pictures) - number):.0f} s left" if number else ""

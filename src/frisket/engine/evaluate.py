@@ -55,9 +55,10 @@ class Suite(TaskConfig):
 
 
 class Shelf:
-    """Checkpoints, loaded and hashed once however many tasks judge them."""
+    """Checkpoints, loaded and hashed once however many tasks judge them; `trust`: see frisket.checkpoint.load."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: bool) -> None:
+        self.trust = trust
         self._models: dict[str, tuple[Sam, str]] = {}
 
     def models(self, names: list[str]) -> dict[str, Sam]:
@@ -70,7 +71,7 @@ class Shelf:
 
     def _load(self, path: str) -> tuple[Sam, str]:
         if path not in self._models:
-            sam = checkpoint.load(path).eval()
+            sam = checkpoint.load(path, trust=self.trust)
             self._models[path] = sam, checkpoint.weights_digest(sam)
         return self._models[path]
 
@@ -80,7 +81,7 @@ def run_task(kind: type[BaseTask], config: TaskConfig) -> int:
     with signals.held():
         check(config)
         try:
-            evaluate(kind, config, Shelf())
+            evaluate(kind, config, Shelf(config.trust))
         except Stopped:
             return _left(config)
     return 0
@@ -103,7 +104,7 @@ def run_suite(suite: Suite) -> int:
             given |= settings.flatten(own or {}) | {"task": name, "out": str(Path(suite.out) / name)}
             plans.append((module.Task, settings.from_dict(module.Config, nested(given), f"tasks.{name}")))
             check(plans[-1][1])
-        path, folders, first, shelf = Path(suite.out) / "report.html", [], False, Shelf()
+        path, folders, first, shelf = Path(suite.out) / "report.html", [], False, Shelf(suite.trust)
         for kind, config in plans:
             try:
                 first = evaluate(kind, config, shelf, again=False)

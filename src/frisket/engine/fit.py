@@ -102,7 +102,8 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
         callbacks=_callbacks(config, folder, keep, preempt),
     )
     metrics: dict[str, Any] = {}
-    with contextlib.suppress(Stopped):  # preempt.left says where
+    # Stopped: preempt.left says where
+    with contextlib.suppress(Stopped), checkpoint.guarded(resume, config.trust):
         trainer.fit(
             recipe,
             datamodule=data,
@@ -215,7 +216,7 @@ def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir, metrics: dict[st
     """Write model.pt and the summary (rank 0), and say where they are. Returns the exit code, 0."""
     if trainer.is_global_zero:
         # inside DeepSpeed the module may be bf16; its checkpoint folder holds the fp32 weights
-        sam = checkpoint.load(folder.last) if folder.last.is_dir() else recipe.sam
+        sam = checkpoint.load(folder.last, trust=recipe.config.trust) if folder.last.is_dir() else recipe.sam
         step, config = trainer.global_step, recipe.config
         provenance = {"recipe": config.recipe, "run": folder.path.name, "step": step, "seed": config.seed}
         checkpoint.save(sam, folder.model, provenance=provenance)

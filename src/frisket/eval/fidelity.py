@@ -90,7 +90,7 @@ class Task(BaseTask):
     def teacher(self, device: torch.device | str = "cpu") -> Sam:
         """The teacher, loaded once in each process."""
         if self._teacher is None:
-            self._teacher = checkpoint.load(self.settings.teacher)
+            self._teacher = checkpoint.load(self.settings.teacher, trust=self.settings.trust)
         self._teacher = self._teacher.to(device)
         return self._teacher
 

@@ -45,6 +45,8 @@ class TaskConfig(Extensible):
     """A file of frisket.eval, or a plug-in: miou, instance, everything, edges, latency."""
     checkpoint: list[str] = field(default_factory=list)
     """Models in the table's order: run folders, files or zoo names, each optionally after `label:`."""
+    trust: bool = False
+    """Run what a DeepSpeed folder holds besides weights; else such a folder is refused."""
     data: str = ""
     """Prepared shards (folder, glob or braces), a COCO or LVIS .json, or a BSDS500 folder."""
     out: str = "runs/eval"

@@ -89,6 +89,8 @@ class RecipeConfig(Extensible):
     """The run's folder is out/name."""
     init_from: str | None = None
     """Weights to start from: a run folder, model.pt or zoo name; a run that is continued takes its own."""
+    trust: bool = False
+    """Run what a DeepSpeed folder holds besides weights; else such a folder is refused."""
     data: DataConfig = field(default_factory=DataConfig)
     """What is trained on, and how much of it per step."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -149,7 +151,10 @@ class Recipe(L.LightningModule):
         the checkpoint knows: `init_from` may be gone by then. Raises UserError where its side is not the data's."""
         if not self.config.init_from:
             return None
-        sam = checkpoint.like(self.resume) if self.resume else checkpoint.load(self.config.init_from)
+        if self.resume:
+            sam = checkpoint.like(self.resume)
+        else:
+            sam = checkpoint.load(self.config.init_from, trust=self.config.trust)
         if sam.image_size != self.config.data.image_size:  # it would be judged at a side it was not trained at
             raise UserError(
                 f"init_from={self.config.init_from} holds a model of {sam.image_size} px and "

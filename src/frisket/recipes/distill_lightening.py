@@ -129,7 +129,7 @@ class Module(Recipe):
 
     def build_sam(self) -> Sam:
         config = self.config
-        teacher = checkpoint.load(config.teacher).requires_grad_(False).eval()
+        teacher = checkpoint.load(config.teacher, trust=config.trust).requires_grad_(False).eval()
         self.teachers = [teacher]  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
         sam = self.initial()
         if teacher.image_size != config.data.image_size:
