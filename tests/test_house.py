@@ -25,7 +25,7 @@ FLOORS = (
     {"data", "weights", "predict", "quant", "fidelity"},
     {"everything", "checkpoint"},
     {"eval"},
-    {"recipes", "report", "export", "prep", "callbacks"},
+    {"recipes", "segment_anything", "report", "export", "prep", "callbacks"},
     {"engine"},
     {"bench", "study"},
     {"cli"},

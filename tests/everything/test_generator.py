@@ -1,4 +1,4 @@
-"""The generator against SAM's written out plainly, on genuine photographs; its parts; and nothing found.
+"""The generator against SAM's written out plainly, on drawn and on genuine photographs; its parts; and nothing found.
 
 The model has random weights, but its logits are drawn towards the click (`clicking`): masks then are as ragged as the
 photograph's texture, of three sizes, stable and not, and a good share of them passes SAM's own limits.
@@ -14,16 +14,19 @@ from PIL import Image
 
 from frisket.errors import UserError
 from frisket.everything import grid
-from frisket.everything.crops import crops
-from frisket.everything.generator import everything, survivors
+from frisket.everything.candidates import sift
+from frisket.everything.crops import Crop, crops, near_inner_edge
+from frisket.everything.generator import _cleaned, everything, survivors
 from frisket.everything.regions import without_holes, without_islands
+from frisket.everything.result import Everything
 from frisket.everything.strategy import chosen
-from frisket.geometry import resize_image
+from frisket.geometry import Frame, boxes_of_masks, resize_image
 from frisket.kernels import rle
-from frisket.kernels.upscaled import measure
+from frisket.kernels.upscaled import enlarged, measure
 from frisket.models.sam import Sam
 from frisket.models.zoo import build
 from frisket.predict.predictor import Predictor
+from frisket.prep.synthetic import scene
 from frisket.sample import Prediction, Prompts
 
 
@@ -54,6 +57,13 @@ def clicking(sam: Sam) -> Sam:
 def sam() -> Sam:
     torch.manual_seed(0)
     return clicking(build("sam_vit_t", image_size=128, width=48, depth=2, heads=3, global_blocks=(1,)))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, np.ndarray]:
+    """Two synthetic photographs, one of them turned."""
+    wide, tall = (scene(np.random.default_rng(seed), 224)[0] for seed in range(2))
+    return {"wide": wide, "tall": np.ascontiguousarray(tall.transpose(1, 0, 2))}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +106,13 @@ def test_the_kept_set_is_the_plain_generators_on_eight_photographs(sam: Sam, pho
     assert (iou >= 0.99).mean() >= 0.99
 
 
+def test_the_kept_set_is_the_plain_generators_on_drawn_photographs(sam: Sam, drawn: dict[str, np.ndarray]) -> None:
+    parts = [agree(sam, image, points_per_side=10) for image in drawn.values()]
+    asked, kept = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    assert 0.05 * asked < kept < 0.95 * asked
+    assert (np.concatenate([part[2] for part in parts]) >= 0.99).mean() >= 0.99
+
+
 SETTINGS = [
     {"stability_score_thresh": 0.8, "pred_iou_thresh": 0.85, "stability_score_offset": 0.5, "box_nms_thresh": 0.5},
     {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 0.9},
@@ -107,17 +124,18 @@ SETTINGS = [
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=lambda changes: ",".join(changes)[:40])
 def test_other_settings_keep_what_the_plain_generator_keeps(
-    sam: Sam, photos: dict[str, np.ndarray], changes: dict
+    sam: Sam, drawn: dict[str, np.ndarray], changes: dict
 ) -> None:
-    asked, kept, iou = agree(sam, photos["sa_192"], **{"points_per_side": 8, **changes})
+    asked, kept, iou = agree(sam, drawn["wide"], **{"points_per_side": 8, **changes})
     assert 0.05 * asked < kept < 0.95 * asked and (iou >= 0.99).mean() >= 0.99
 
 
-def test_stability_counted_on_the_low_grid_would_keep_others(sam: Sam, photos: dict[str, np.ndarray]) -> None:
+def test_stability_counted_on_the_low_grid_would_keep_others(sam: Sam, drawn: dict[str, np.ndarray]) -> None:
     """The comparison above can tell: the cheap estimate, cells instead of pixels, decides some masks differently."""
     predictor = Predictor(sam)
-    predictor.set_image(photos["sa_192"])
-    low = torch.cat([found.logits.flatten(0, 1) for _, found in grid.grid_batches(predictor, 12)])
+    predictor.set_image(drawn["wide"])
+    points = grid.grid_points(12, predictor.frame.original)
+    low = grid.ask_points(predictor, points).logits.flatten(0, 1)
     height, width = (length // 4 for length in predictor.frame.size)
     cells = low[:, :height, :width].flatten(1)
     cheap = (cells > 1).sum(1) / (cells > -1).sum(1) >= 0.95
@@ -145,8 +163,8 @@ def test_empty_masks_are_never_kept(tiny_sam: Sam) -> None:
     assert len(everything(predictor, config)) == 0
 
 
-def test_records_are_sa1bs_annotations(sam: Sam, photos: dict[str, np.ndarray]) -> None:
-    image = photos["sa_1309"]
+def test_records_are_sa1bs_annotations(sam: Sam, drawn: dict[str, np.ndarray]) -> None:
+    image = drawn["tall"]
     predictor = Predictor(sam)
     predictor.set_image(image)
     config = grid.Config(points_per_side=5, crop_n_layers=1)
@@ -181,19 +199,19 @@ def test_crops_cover_the_photograph_and_overlap() -> None:
         assert seen.all()
 
 
-def test_survivors_are_what_everything_encodes(sam: Sam, photos: dict[str, np.ndarray]) -> None:
+def test_survivors_are_what_everything_encodes(sam: Sam, drawn: dict[str, np.ndarray]) -> None:
     predictor = Predictor(sam)
-    predictor.set_image(photos["sa_862"])
+    predictor.set_image(drawn["tall"])
     config = grid.Config(points_per_side=6)
     low, found = survivors(predictor, config), everything(predictor, config)
     assert len(low) == len(found) > 0 and torch.equal(low.iou, found.iou) and low.asked == 108
     assert low.logits.shape == (len(low), 32, 32)
 
 
-def test_a_fitted_photograph_gives_the_same_masks(sam: Sam, photos: dict[str, np.ndarray]) -> None:
+def test_a_fitted_photograph_gives_the_same_masks(sam: Sam, drawn: dict[str, np.ndarray]) -> None:
     predictor, fitted = Predictor(sam), Predictor(sam)
-    predictor.set_image(photos["sa_192"])
-    small = module_resize(photos["sa_192"], predictor)
+    predictor.set_image(drawn["wide"])
+    small = module_resize(drawn["wide"], predictor)
     fitted.set_fitted(small, predictor.frame)
     config = grid.Config(points_per_side=5)
     assert everything(fitted, config).rles == everything(predictor, config).rles
@@ -205,6 +223,62 @@ def test_a_fitted_photograph_gives_the_same_masks(sam: Sam, photos: dict[str, np
 
 def module_resize(image: np.ndarray, predictor: Predictor) -> torch.Tensor:
     return resize_image(torch.from_numpy(image).permute(2, 0, 1), predictor.frame.size)
+
+
+def test_the_limits_themselves(tiny_sam: Sam) -> None:
+    """Predicted IoU must be above its limit, stability must reach its own; a prompt's three masks keep its click."""
+    frame = Frame.fit((64, 64), 64)
+    logits = torch.full((2, 3, 16, 16), -8.0)
+    logits[:, :, 4:12, 4:12] = 8.0
+    logits[1, 2] = -8.0  # empty
+    points, iou = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.5, 0.6, 0.4], [0.9, 0.7, 0.8]])
+    plain = enlarged(logits.flatten(0, 1), frame, offset=1.0, at_least=0.5)
+    limits = {"pred_iou_thresh": 0.5, "stability_score_thresh": float(plain.stability[0])}
+    kept = sift(points, Prediction(logits, iou), frame, grid.Config(**limits))
+    assert kept.iou.tolist() == pytest.approx([0.6, 0.9, 0.7]) and kept.points.tolist() == [[1, 2], [3, 4], [3, 4]]
+    assert kept.asked == 6 and kept.highest == pytest.approx(0.9)
+    steadier = float(torch.nextafter(plain.stability[0], torch.tensor(2.0)))
+    limits["stability_score_thresh"] = steadier
+    assert len(sift(points, Prediction(logits, iou), frame, grid.Config(**limits))) == 0
+
+
+def test_masks_at_a_cut_are_left_out_and_at_the_photographs_rim_are_not() -> None:
+    right = Crop(100, 0, 300, 200, 1, (200, 300))  # cut at its left only
+    boxes = torch.tensor([[20, 50, 90, 90], [21, 50, 90, 90], [60, 0, 199, 199], [-1, 50, 90, 90], [0, 0, 199, 199]])
+    assert near_inner_edge(boxes, right).tolist() == [True, False, False, True, True]
+    left = Crop(0, 0, 200, 200, 1, (200, 300))
+    assert near_inner_edge(torch.tensor([[0, 0, 179, 199], [0, 0, 180, 199]]), left).tolist() == [False, True]
+    whole = Crop(0, 0, 300, 200, 0, (200, 300))
+    assert not near_inner_edge(boxes, whole).any()
+
+
+def test_a_small_crops_mask_wins_over_the_whole_photographs(sam: Sam, drawn: dict[str, np.ndarray]) -> None:
+    predictor = Predictor(sam)
+    predictor.set_image(drawn["wide"])
+    plain = {"points_per_side": 6, "pred_iou_thresh": 0, "stability_score_thresh": 0, "box_nms_thresh": 1}
+    strict = everything(predictor, grid.Config(**plain, crop_n_layers=1, crop_nms_thresh=0.3))
+    areas = (strict.crops[:, 2:] - strict.crops[:, :2]).prod(1)
+    assert int(areas[0]) < 0.5 * drawn["wide"].shape[0] * drawn["wide"].shape[1]  # smaller crops come first: they win
+    assert (areas.diff() >= 0).all()
+
+
+def test_a_cleaned_mask_loses_to_an_untouched_one() -> None:
+    """Small regions go, then NMS: of two alike masks the one that was whole stays, whatever its place."""
+    speckled, whole = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
+    speckled[5:30, 5:30] = whole[5:30, 5:31] = True
+    speckled[10, 10] = False
+    speckled[39, 59] = True
+    boxes = boxes_of_masks(torch.from_numpy(np.stack([speckled, whole])))
+    ones, points = torch.ones(2), torch.tensor([[1.0, 1.0], [2.0, 2.0]])
+    crop = torch.tensor([[0, 0, 60, 40]]).expand(2, 4)
+    rles = [rle.encode(speckled), rle.encode(whole)]
+    given = Everything(rles, boxes, torch.tensor([625, 650]), ones, ones, points, crop, (40, 60), 2, 1.0)
+    for limits, kept in (((0.9, 0.7), [2.0]), ((0.7, 0.9), [2.0]), ((0.97, 0.1), [2.0, 1.0])):
+        config = grid.Config(min_mask_region_area=3, box_nms_thresh=limits[0], crop_nms_thresh=limits[1])
+        cleaned = _cleaned(given, config)
+        assert cleaned.points[:, 0].tolist() == kept
+    assert cleaned.areas.tolist() == [650, 625] and cleaned.boxes[1].tolist() == [5, 5, 30, 30]
+    assert rle.area(cleaned.rles[1]) == 625 and given.boxes[0].tolist() == [5, 5, 60, 40]  # what was given stays
 
 
 def test_small_regions() -> None:

@@ -18,7 +18,7 @@ from frisket.everything.edges import (
     strongest,
     thinned,
 )
-from frisket.everything.grid import grid_batches
+from frisket.everything.grid import ask_points, grid_points
 from frisket.geometry import Frame
 from frisket.models.sam import Sam
 from frisket.predict.predictor import Predictor
@@ -142,9 +142,8 @@ def test_everything_edges_is_the_recipe_step_by_step(tiny_sam: Sam) -> None:
     predictor = Clicks(tiny_sam)
     predictor.set_image(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
     with torch.inference_mode():
-        answers = [prediction for _, prediction in grid_batches(predictor, 16)]
-        iou = torch.cat([a.iou for a in answers]).flatten()
-        logits = torch.cat([a.logits for a in answers]).flatten(0, 1)
+        answers = ask_points(predictor, grid_points(16, (40, 60)))
+        iou, logits = answers.iou.flatten(), answers.logits.flatten(0, 1)
         kept: list[tuple[int, int, int, int]] = []
         wanted = torch.zeros(40, 60)
         for n in iou.argsort(descending=True, stable=True).tolist():

@@ -130,3 +130,44 @@ def test_empty_sets_and_empty_masks() -> None:
     assert found.kept.tolist() == [False, False, True] and found.area.tolist() == [0, 0, 5400]
     assert found.boxes.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 89, 59]]
     assert found.stability[0].isnan() and found.stability[1:].tolist() == [0.0, 1.0]
+
+
+def test_faint_masks_count_as_strong_ones_do() -> None:
+    """What lies above 0 by a thousandth is in the mask: the level is 0, not a little more."""
+    frame = Frame.fit((60, 90), 64)
+    for strength in (1e-5, 1e-3, 0.009):
+        low = torch.full((1, 16, 16), -strength)
+        low[0, 3:9, 2:11] = strength
+        plain = upscale_logits(low, frame) > 0
+        full = measure(low, frame, offset=strength / 2, at_least=0.0)
+        assert full.area.tolist()[0] > 600 and abs(full.area[0] - plain.sum()) <= 2
+        same(full, enlarged(low, frame, offset=strength / 2, at_least=0.0))
+        drawn = rle.fill_many(encode(low, frame), range(60), range(90))[0].astype(bool)
+        assert (drawn != plain[0].numpy()).sum() <= 2
+
+
+@pytest.mark.parametrize("bounds", [blocks_numba, blocks_torch])
+def test_masks_that_are_not_numbers_are_enlarged(bounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NaN is in doubt wherever it reaches, so that the plain way decides: as SAM's generator, it drops them."""
+    monkeypatch.setattr(upscaled, "blocks_numba", bounds)  # the CPU's door to either
+    monkeypatch.setattr(upscaled, "CROWDED", 1.0)
+    frame = Frame.fit((60, 90), 64)
+    low = torch.full((4, 16, 16), 5.0)
+    low[0, 4, 4] = low[1, 0, 0] = low[1, 15, 15] = torch.nan
+    low[2] = torch.nan
+    full, plain = (way(low, frame, offset=1.0, at_least=0.9) for way in (measure, enlarged))
+    same(full, plain)
+    assert full.enlarged == 3 and torch.equal(full.area, plain.area) and torch.equal(full.boxes, plain.boxes)
+    assert plain.area.tolist()[2:] == [0, 5400] and 4000 < plain.area[0] < 5400
+
+
+def test_a_cells_edge_lies_between_its_pixels() -> None:
+    """Absolute, not against our own enlargement: at four pixels a cell, a step from cell 4 to 5 lies at pixel 20."""
+    frame = Frame.fit((64, 64), 64)
+    low = torch.full((1, 16, 16), -3.0)
+    low[0, 7:, 5:] = 3.0
+    for way in (measure, enlarged):
+        full = way(low, frame, offset=1.0, at_least=0.0)
+        assert full.boxes.tolist() == [[20, 28, 63, 63]] and abs(int(full.area[0]) - 44 * 36) <= 4
+    drawn = rle.fill_many(encode(low, frame), range(64), range(64))[0].astype(bool)
+    assert drawn[40, 19:21].tolist() == [False, True] and drawn[27:29, 40].tolist() == [False, True]

@@ -1,12 +1,13 @@
 """Strategy `grid`, SAM's own: a regular grid of clicks over the picture, three masks each.
 
 Use     everything(predictor, Config(points_per_side=64))
-        for points, prediction in grid_batches(predictor, 16): …      # low-resolution logits, unfiltered
+        ask_points(predictor, grid_points(16, predictor.frame.original))      # low-resolution logits, unfiltered
 Source  Segment Anything (arXiv 2304.02643, appendix B) with the released defaults and names of settings.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,14 @@ class Config(Filters):
     """How masks are asked for: a file of frisket.everything, or a plug-in."""
     points_per_side: int = field(default=32, metadata={"least": 1})
     """Of the grid over the whole photograph."""
+    point_grids: list[Any] = field(default_factory=list)
+    """Points of your own instead: for each crop layer a list of [x, y], in parts of the crop's width and height."""
     crop_n_points_downscale_factor: int = field(default=1, metadata={"least": 1})
     """Crops of layer i have a grid of points_per_side divided by this to the power of i."""
+
+    def __post_init__(self) -> None:
+        if self.point_grids:  # else a result would claim a grid that nobody asked
+            self.points_per_side = 1
 
 
 class Strategy(BaseStrategy):
@@ -37,11 +44,17 @@ class Strategy(BaseStrategy):
     def ask(self, predictor: Predictor, layer: int) -> Iterator[Candidates]:
         """Batches of clicks, in rows from the top."""
         side = max(1, self.config.points_per_side // self.config.crop_n_points_downscale_factor**layer)
-        for points, prediction in grid_batches(predictor, side, batch=self.config.points_per_batch):
-            yield sift(points, prediction, predictor.frame, self.config)
+        height, width = predictor.frame.original
+        points = grid_points(side, (height, width))
+        if self.config.point_grids:
+            points = torch.tensor(self.config.point_grids[layer]).reshape(-1, 2) * torch.tensor([width, height])
+        for batch in points.split(self.config.points_per_batch):
+            yield sift(batch, ask_points(predictor, batch), predictor.frame, self.config)
 
     def words(self) -> str:
         """How many points."""
+        if self.config.point_grids:
+            return f"{' + '.join(str(len(points)) for points in self.config.point_grids)} given points"
         return f"{self.config.points_per_side} x {self.config.points_per_side} points"
 
 
@@ -56,15 +69,3 @@ def grid_points(points_per_side: int, size: tuple[int, int]) -> Tensor:
 def ask_points(predictor: Predictor, points: Tensor) -> Prediction:
     """One foreground click a row, points (P, 2) original px: three masks each, logits (P, 3, G, G) and IoU (P, 3)."""
     return predictor.ask(predictor.prompts(points=points[:, None]), multimask=True)
-
-
-def grid_batches(
-    predictor: Predictor, points_per_side: int = 32, *, batch: int = 64
-) -> Iterator[tuple[Tensor, Prediction]]:
-    """The grid's answers, `batch` points at a time: (points (P, 2) original px, logits (P, 3, G, G) and IoU (P, 3)).
-
-    The predictor's photograph must be set. Logits stay on the model's device, on the grid of the padded input;
-    `frisket.geometry.upscale_logits(logits.flatten(0, 1), predictor.frame)` brings them to the photograph's size.
-    """
-    for points in grid_points(points_per_side, predictor.frame.original).split(batch):
-        yield points, ask_points(predictor, points)
