@@ -1,7 +1,9 @@
 """Source synthetic: seeds, what the masks mean, shapes, parts."""
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,47 @@ def test_an_image_depends_on_its_seed_alone() -> None:
     assert np.array_equal(first[0], again[0])
     assert all(np.array_equal(a, b) for a, b in zip(first[1], again[1], strict=True))
     assert first[0].shape != other[0].shape or not np.array_equal(first[0], other[0])
+
+
+def test_todays_drawings_are_those_of_yesterday() -> None:
+    """The scenes that published numbers were measured on, to the bit; a digest of two of them."""
+    digest = hashlib.sha256()
+    for number in (0, 1):
+        pixels, masks = scene(np.random.default_rng([0, 7, number]), 96)
+        digest.update(pixels.tobytes() + b"".join(np.packbits(mask).tobytes() for mask in masks))
+    assert digest.hexdigest() == "bfe9060db3d93282f14d7ceb05261c47159c660aa9c72d6aa613f9387cdd8b8c"
+
+
+def test_few_large_objects_and_distractors() -> None:
+    for number in range(8):
+        _, masks = scene(np.random.default_rng(number), 128, radius=(0.18, 0.4), objects=(2, 2))
+        crowded, same = scene(np.random.default_rng(number), 128, radius=(0.18, 0.4), objects=(2, 2), distractors=3)
+        wholes = [
+            mask for mask in masks if not any(mask is not other and (mask & ~other).sum() == 0 for other in masks)
+        ]
+        assert 1 <= len(wholes) <= 2  # one may hide the other, or lie within it
+        assert max(mask.sum() for mask in masks) > 0.02 * 128 * 128
+        assert crowded.shape[2] == 3 and len(same) >= 2
+    with_none, with_some = (
+        scene(np.random.default_rng(3), 128, objects=(1, 1), radius=(0.1, 0.1), distractors=count)[1]
+        for count in (0, 9)
+    )
+    # nine more shapes, and no mask more than one object with its parts can have
+    assert max(len(with_none), len(with_some)) <= 1 + 3 + 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"radius": (0.3, 0.2)}, "radius"),
+        ({"radius": (0.0, 0.2)}, "radius"),
+        ({"objects": (0, 2)}, "objects"),
+        ({"objects": (3, 2)}, "objects"),
+    ],
+)
+def test_impossible_scenes_are_one_sentence(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        prep(Config(out=str(tmp_path / "x"), count=1, image_size=64, place=ALONE, **changes))
 
 
 def test_images_do_not_depend_on_how_they_are_shared_out(tmp_path: Path) -> None:

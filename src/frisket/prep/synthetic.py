@@ -42,6 +42,12 @@ class Config(MaskConfig):
     """Longest side in pixels."""
     seed: int = field(default=0, metadata={"least": 0})
     """Another seed, other images."""
+    radius: tuple[float, float] = (0.07, 0.26)
+    """Of an object, least and most, as shares of image_size. Few large ones (.18 to .40) need the picture more."""
+    objects: tuple[int, int] = (4, 9)
+    """How many wholes a scene has, least and most."""
+    distractors: int = field(default=0, metadata={"least": 0})
+    """Shapes behind the objects that no mask names: what is seen is then not all annotated."""
 
 
 def units(config: Config) -> list[Unit]:
@@ -50,6 +56,10 @@ def units(config: Config) -> list[Unit]:
     numbers = [n for n in range(config.count) if selected(n, share)]
     if not numbers:
         raise UserError(f"count={config.count} subset={config.subset}: draw at least 1 image")
+    if not 0 < config.radius[0] <= config.radius[1] <= 1:
+        raise UserError(f"radius={list(config.radius)}: give least and most, shares of the image's side up to 1")
+    if not 1 <= config.objects[0] <= config.objects[1]:
+        raise UserError(f"objects={list(config.objects)}: give least and most, 1 or more")
     parts = chunks(numbers, config.samples_per_shard)
     return [Unit(f"{i:05d}", f"images {c[0]}..{c[-1]}", [c[0], c[-1]], c) for i, c in enumerate(parts)]
 
@@ -58,7 +68,9 @@ def records(config: Config, unit: Unit, reject: Reject) -> Iterator[Record]:
     """One Record per image number; nothing is ever rejected."""
     for number in unit.payload:
         rng = np.random.default_rng([config.seed, zlib.crc32(config.split.encode()), number])
-        pixels, masks = scene(rng, config.image_size)
+        pixels, masks = scene(
+            rng, config.image_size, radius=config.radius, objects=config.objects, distractors=config.distractors
+        )
         key = f"syn_{config.split}_{number:06d}"
         size = (pixels.shape[0], pixels.shape[1])
         jpg = encode_jpeg(pixels, quality=92, chroma="420")  # an original, so as a camera writes it
@@ -76,21 +88,31 @@ class _Layer:
     wholes: tuple[int, ...]
 
 
-def scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def scene(
+    rng: np.random.Generator,
+    side: int,
+    *,
+    radius: tuple[float, float] = (0.07, 0.26),
+    objects: tuple[int, int] = (4, 9),
+    distractors: int = 0,
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Draw one image: uint8 (H, W, 3) RGB, max(H, W) = side, and the bool (H, W) masks of its shapes, back to front.
 
-    A mask is empty where the shape is wholly hidden.
+    radius (shares of `side`), objects and distractors: see Config. A mask is empty where the shape is wholly hidden.
     """
     wide, high = ASPECTS[rng.integers(len(ASPECTS))]
     width, height = (round(side * edge / max(wide, high)) for edge in (wide, high))
     canvas = _texture(rng, *_pixels((slice(0, height), slice(0, width))))
     layers: list[_Layer] = []
-    amount = int(rng.integers(4, 10))
+    for _ in range(distractors):
+        centre = (rng.uniform(0, width), rng.uniform(0, height))
+        _paint(rng, canvas, [], centre, side * rng.uniform(*radius), (), 0)
+    amount = int(rng.integers(objects[0], objects[1] + 1))
     nested = int(rng.integers(amount))
     for number in range(amount):
-        radius = side * rng.uniform(0.07, 0.26)
+        size = side * rng.uniform(*radius)
         centre = (rng.uniform(0, width), rng.uniform(0, height))
-        _paint(rng, canvas, layers, centre, radius, (), 2 if number == nested else int(rng.random() < 0.4))
+        _paint(rng, canvas, layers, centre, size, (), 2 if number == nested else int(rng.random() < 0.4))
     noisy = canvas * 255 + 3 * rng.standard_normal((height, width, 1), np.float32)
     return np.clip(noisy, 0, 255).astype(np.uint8), [layer.mask for layer in layers]
 
