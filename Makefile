@@ -24,7 +24,7 @@ endif
 FRISKET := $(BIN)/frisket
 HERE := configs/on/cpu.yaml out=$(DEMO) data.train=$(DEMO)/data/train data.val=$(DEMO)/data/val
 
-.PHONY: help setup demo test test-gpu bench check clean $(RUNS) evaluate
+.PHONY: help setup demo test test-gpu bench check clean $(RUNS) evaluate study
 
 help:  ## show this list
 	@grep -hE '^[a-z$$()RUNS-]+:.*##' $(MAKEFILE_LIST) | sed 's/\$$(RUNS)/$(RUNS)/' | awk -F ':.*## ' '{printf "  make %-52s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ $(RUNS): $(READY)  ## start or resume a run: on Slurm, or here with LOCAL=1
 
 evaluate: $(READY)  ## judge a checkpoint: ARGS="checkpoint=… data=…"
 	$(if $(LOCAL),PATH="$(abspath $(BIN)):$$PATH" bash,sbatch) slurm/evaluate.sh $(ARGS)
+
+study: $(READY)  ## arms, seeds, one judge: STUDY=lightening (configs/studies/), again to go on
+	$(FRISKET) study studies/$(STUDY).yaml jobs=2 $(ARGS)
 
 clean:  ## remove the demo's files and Python caches (never runs/ or .venv)
 	rm -rf demo/synthetic demo/bsds500 .pytest_cache .ruff_cache && find src tests -name __pycache__ -prune -exec rm -rf {} +

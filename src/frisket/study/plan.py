@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from frisket.errors import UserError, nearest
 from frisket.plugins import Extensible
@@ -48,16 +48,12 @@ class StudyConfig(Extensible):
     """{name: {train: YAML, after: arm, …settings}}."""
     judge: dict[str, Any] = field(default_factory=dict)
     """Settings of the evaluation task `fidelity` for every cell."""
-    jobs: str = "1"
-    """How many cells run side by side here, or slurm: one array job."""
+    jobs: int = field(default=1, metadata={"least": 1})
+    """How many cells run side by side."""
     threads: int = field(default=1, metadata={"least": 1})
     """CPU threads of every cell; 1 repeats a run bit for bit."""
-    only: Literal["all", "prepare", "cells", "table"] = "all"
-    """Which part of it; the jobs of a Slurm array do one part each."""
     cell: str = ""
-    """Of the cells only this one and what stands on it: ARM/SEED, or a number of the Slurm array."""
-    sbatch: list[str] = field(default_factory=list)
-    """More words for sbatch, e.g. ["--partition=a100", "--gres=gpu:1"]."""
+    """Only this one, with what stands on it and what it stands on: ARM/SEED, or its family's number from 0."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +101,6 @@ def plan(config: StudyConfig, name: str) -> Plan:
         raise UserError(f"study {name} has no arms: give arms: {{name: {{train: distill_lightening}}}}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         raise UserError(f"study {name}: seeds={config.seeds} must be different numbers, 0 or more")
-    if config.jobs != "slurm" and not (config.jobs.isdecimal() and int(config.jobs)):
-        raise UserError(f"study {name}: jobs={config.jobs} must be a number, 1 or more, or slurm")
     against = config.against or next(iter(config.arms))
     if against not in config.arms:
         raise UserError(f"study {name}: against={against} is no arm: {nearest(against, config.arms)}")

@@ -21,6 +21,7 @@ from pathlib import Path
 from frisket import config as settings
 from frisket.errors import UserError
 from frisket.files import write_text
+from frisket.recipes.base import RECIPES
 from frisket.study.collect import finish
 from frisket.study.plan import Plan, Step, StudyConfig, plan
 
@@ -87,20 +88,20 @@ def study(config: StudyConfig, name: str) -> int:
     """Run what is not finished, then write OUT/study.json, study.md and report.html. Raises UserError."""
     laid = plan(config, name)
     remember(laid)
+    check(laid)
     cells = [step for step in laid.prepare if step.verb == "train"] + laid.cells()
     print(f"study {name}: {len(laid.arms)} arms, {len(laid.cells())} cells in {laid.out}", flush=True)
     runner, began = Runner(config.threads), time.monotonic()
     with runner.listening():
-        if config.only in ("all", "prepare") and not all(do(runner, step, laid) for step in laid.prepare):
+        if not all(do(runner, step, laid) for step in laid.prepare):
             return runner.code or 1
-        if config.only in ("all", "cells"):
-            families = chosen(config.cell, laid)
-            with ThreadPoolExecutor(int(config.jobs)) as pool:
-                list(pool.map(lambda family: all(do(runner, step, laid) for step in family), families))
+        families = chosen(config.cell, laid)
+        with ThreadPoolExecutor(config.jobs) as pool:
+            list(pool.map(lambda family: all(do(runner, step, laid) for step in family), families))
     if runner.stopping:
         print(f"stopped on request after {time.monotonic() - began:.0f} s; the same command goes on from there")
         return runner.code or 75
-    if config.only == "table" or (config.only == "all" and not config.cell):
+    if not config.cell:
         finish(laid, [cell for cell in cells if (evaluation(cell) / "eval.json").is_file()])
     return runner.code
 
@@ -168,14 +169,24 @@ def record(step: Step) -> Path:
 
 def remember(laid: Plan) -> None:
     """Write every step's settings. Raises UserError where a folder was made with others, before anything is written."""
-    wanted = {record(step): step.settings for step in [*laid.prepare, *laid.cells()]}
-    wanted[laid.out / "judge.yaml"] = laid.judge
-    for path, values in wanted.items():
-        if path.is_file() and settings.read(path) != values:
+    steps = [*laid.prepare, *laid.cells()]
+    wanted = [(record(step), step.settings, step.folder.exists()) for step in steps]
+    wanted.append((laid.out / "judge.yaml", laid.judge, any(evaluation(step).exists() for step in steps)))
+    for path, values, begun in wanted:
+        if begun and path.is_file() and settings.read(path) != values:
             raise UserError(f"{path} holds other settings than the study asks for: delete {path.parent}, or set out=…")
-    for path, values in wanted.items():
-        if not path.is_file():
-            write_text(path, settings.show(values))
+    for path, values, _ in wanted:
+        write_text(path, settings.show(values))
+
+
+def check(laid: Plan) -> None:
+    """Load every training's settings, so that a wrong key is found before the first hour. Raises UserError."""
+    for step in [*laid.prepare, *laid.cells()]:
+        if step.verb == "train":
+            files = [settings.find(step.yaml) or step.yaml, record(step)]
+            recipe = RECIPES.find(str(settings.peek(files, [], "recipe")))
+            with settings.unset_kept():
+                settings.load(recipe.Config, files)
 
 
 def _last(log: Path) -> str:
