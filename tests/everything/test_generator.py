@@ -127,7 +127,7 @@ def test_other_settings_keep_what_the_plain_generator_keeps(
     sam: Sam, drawn: dict[str, np.ndarray], changes: dict
 ) -> None:
     asked, kept, iou = agree(sam, drawn["wide"], **{"points_per_side": 8, **changes})
-    assert 0.05 * asked < kept < 0.95 * asked and (iou >= 0.99).mean() >= 0.99
+    assert 0 < kept < 0.95 * asked and (iou >= 0.99).mean() >= 0.99
 
 
 def test_stability_counted_on_the_low_grid_would_keep_others(sam: Sam, drawn: dict[str, np.ndarray]) -> None:

@@ -131,7 +131,8 @@ def _task(text: str) -> tuple[int, int]:
 
 
 def _settings(config: PrepConfig) -> dict[str, Any]:
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_SETTINGS}
+    kept = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_SETTINGS}
+    settings = json.loads(json.dumps(kept))  # as the folder's own note gives them back: a pair is a list there
     if settings.get("image_size", 0) is None:
         settings.pop("jpeg_quality")  # without effect
     if config.source == "embed":
@@ -170,10 +171,11 @@ def _claim(config: PrepConfig, out: Path, units: list[Unit]) -> None:
             before = _modern(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): choose another out= or delete that folder") from error
-        for name in sorted(settings):  # one that is there no more has no effect now
-            if before.get(name) != settings.get(name):
+        usual = _settings(type(config)())
+        for name in sorted(settings):  # one that is there no more has no effect now; one that is new had its default
+            if (then := before.get(name, usual.get(name))) != settings[name]:
                 raise UserError(
-                    f"{out} was prepared with {name}={before.get(name)}, now it is {settings.get(name)}: "
+                    f"{out} was prepared with {name}={then}, now it is {settings[name]}: "
                     f"choose another out= or delete that folder"
                 )
     else:
