@@ -22,27 +22,27 @@ def test_ticks_are_round_and_hold_the_data(low: float, high: float, whole: bool,
 
 def test_a_chart_leaves_out_what_is_not_finite_and_is_nothing_without_points() -> None:
     nan = float("nan")
-    assert chart([Line("a", [1, 2], [nan, nan])], x="x", y="y") is None
-    drawn = chart([Line("a", [1, 2, 3], [0, nan, 1]), Line("b", [], [])], x="x", y="y")
-    assert drawn is not None
-    assert [(line.label, len(line.spots), line.told) for line in drawn.lines] == [("a", 2, "1: 0; 3: 1")]
+    assert chart([Line("a", [(1, nan), (nan, 2)])], x="x", y="y", title="t") is None
+    drawn = chart([Line("a", [(1, 0), (2, nan), (3, 1)]), Line("b", [])], x="x", y="y", title="t")
+    assert drawn is not None and drawn.lines == [Line("a", [(1, 0), (3, 1)])]
 
 
 @pytest.mark.parametrize("most", [5, 160_000, 12_345_678])
 def test_no_ticks_text_leaves_the_drawing(most: int) -> None:
-    drawn = chart([Line("loss", [0, most], [0.000012, 0.000034])], x="step", y="loss")
+    drawn = chart([Line("loss", [(0, 0.000012), (most, 0.000034)])], x="step", y="loss", title="Loss")
     assert drawn is not None
-    at, text = drawn.x_ticks[-1]
-    assert at + LETTER * len(text) / 2 <= WIDE
-    assert all(LETTER * len(text) <= drawn.left - 7 for _, text in drawn.y_ticks)
-    assert all(drawn.left <= x <= drawn.right and drawn.top <= y <= drawn.bottom for x, y in drawn.lines[0].spots)
+    ends = [drawn.place(x, drawn.y_ticks[0])[0] + LETTER * len(number(x)) / 2 for x in drawn.x_ticks]
+    assert max(ends) <= WIDE
+    assert all(LETTER * len(number(y)) <= drawn.left - 7 for y in drawn.y_ticks)
+    for x, y in (drawn.place(*point) for point in drawn.lines[0].points):
+        assert drawn.left <= x <= drawn.right and 0 <= y <= drawn.bottom
 
 
 def test_a_single_point_has_a_value_and_no_axes() -> None:
-    lone = chart([Line("val/box/miou", [500], [0.375]), Line("val/click1/miou", [500], [0.25])], x="step", y="fraction")
-    assert lone is not None
-    assert (lone.at, [line.last for line in lone.lines]) == ("step 500", ["0.375", "0.25"])
-    longer = chart([Line("a", [500], [0.375]), Line("b", [500, 600], [0.1, 0.2])], x="step", y="fraction")
+    words = {"x": "step", "y": "fraction", "title": "Validation"}
+    lone = chart([Line("val/box/miou", [(500, 0.375)]), Line("val/click1/miou", [(500, 0.25)])], **words)
+    assert lone is not None and lone.at == "step 500"
+    longer = chart([Line("a", [(500, 0.375)]), Line("b", [(500, 0.1), (600, 0.2)])], **words)
     assert longer is not None and longer.at == ""
 
 

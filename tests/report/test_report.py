@@ -18,7 +18,6 @@ from frisket.errors import UserError
 from frisket.picture import Panel, comparison
 from frisket.report import report
 from frisket.report.published import tables as published
-from frisket.report.results import Evaluation, read
 
 Put = Callable[..., Path]
 VOID = ("meta", "link", "img", "wbr")
@@ -61,7 +60,7 @@ class Tables(HTMLParser):
 
 
 def made(*folders: Path) -> tuple[str, dict[str, list[list[str]]]]:
-    page = report.page([part for f in folders for part in read(f) if isinstance(part, Evaluation)], [])
+    page = report.page(folders)
     parsed = Tables(page)
     assert not parsed.open  # every tag was closed, in order
     return page, parsed.tables

@@ -14,9 +14,8 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,14 +31,17 @@ from frisket.report.chart import Chart, Line, chart, number
 from frisket.report.published import tables as published
 from frisket.report.results import WORDS, Board, Evaluation, Training, boards, curve, read
 
-FACTS = ("protocol", "dataset", "strategy", "data", "image_size", "weights", "parameters", "settings", "environment")
 SIZES = {"miou_s": ", small", "miou_m": ", medium", "miou_l": ", large"}
 
 
-def write(
-    paths: Sequence[str | Path], out: str | Path, *, title: str = "Leaderboard", vitdet: Sequence[str | Path] = ()
-) -> Path:
-    """Read the runs and write the page. Raises UserError for a run that is missing or damaged, or for none at all.
+def write(paths: Sequence[str | Path], out: str | Path, **words: Any) -> Path:
+    """Write the `page` of these runs to `out`; `words` are its title and vitdet."""
+    write_text(out, page(paths, **words))
+    return Path(out)
+
+
+def page(paths: Sequence[str | Path], *, title: str = "Leaderboard", vitdet: Sequence[str | Path] = ()) -> str:
+    """The whole page. Raises UserError for a run that is missing or damaged, or for none at all.
 
     vitdet: ViTDet-H's results files; results prompted with these very files may join what others published with them.
     """
@@ -48,46 +50,23 @@ def write(
     detectors = {_digest(Path(file)): "vitdet" for file in vitdet}
     parts = [part for path in paths for part in read(path)]
     evaluations = [part for part in parts if isinstance(part, Evaluation)]
-    trainings = [part for part in parts if isinstance(part, Training)]
-    write_text(out, page(evaluations, trainings, title=title, detectors=detectors))
-    return Path(out)
-
-
-def page(
-    evaluations: list[Evaluation],
-    trainings: list[Training],
-    *,
-    title: str = "Leaderboard",
-    detectors: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """The whole page. detectors: see `frisket.report.results.boards`."""
     shown = boards(evaluations, detectors)
-    models = {
-        e.evaluation.digest(e.label) or e.label
-        for board in shown
-        for e in board.entries
-        if e.evaluation.parameters(e.label) is not None or "parameters" not in e.evaluation.report
-    }
-    counts = {"model": models, "board": shown, "evaluation": evaluations, "training run": trainings}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    templates = FileSystemLoader(Path(__file__).with_name("templates"))
+    jinja = Environment(
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"breakable": breakable, "flat": flat}
-    environment.globals |= {"words": WORDS, "tables": tables, "heading": tables.heading, "number": number}
-    environment.globals |= {"curves": curves, "training_curves": training_curves, "history": history}
-    environment.globals |= {"read_picture": picture, "newest_picture": newest_picture}
-    return environment.get_template("page.html").render(
+    jinja.filters |= {"breakable": breakable, "flat": flat, "shell": lambda words: shlex.join(map(str, words))}
+    jinja.globals |= {"tables": tables, "number": number, "curves": curves, "training_curves": training_curves}
+    jinja.globals |= {"read_picture": picture, "newest_picture": newest_picture}
+    return jinja.get_template("page.html").render(
         title=title,
-        said=", ".join(f"{len(held)} {name}{'s' * (len(held) != 1)}" for name, held in counts.items() if held),
         now=datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC"),
+        words=WORDS,
+        heading=tables.heading,
         tasks=list(dict.fromkeys(board.task for board in shown)),
         boards=shown,
         evaluations=evaluations,
-        trainings=trainings,
+        trainings=[part for part in parts if isinstance(part, Training)],
         all_published=published(),
     )
 
@@ -134,8 +113,8 @@ def curves(board: Board) -> dict[str, list[Chart]]:
         lines = []
         for entry in board.entries:
             ys = [100 * y if percent else y for y in curve(entry.numbers.get(name))]
-            xs = curve(entry.numbers.get(over))
-            lines.append(Line(entry.label, xs or range(1, len(ys) + 1), ys))
+            xs = curve(entry.numbers.get(over)) or range(1, len(ys) + 1)
+            lines.append(Line(entry.label, list(zip(xs, ys))))
         drawn = chart(lines, x=axis, y=said + ", %" * percent, title=title, unit=unit)
         folds["Curves by size" if measure in SIZES else ""] += [drawn] if drawn else []
     return folds
@@ -148,8 +127,7 @@ def training_curves(run: Training) -> list[Chart]:
     losses = ["train/loss"] if "train/loss" in names else [name for name in names if name.startswith("train/loss")][:4]
 
     def draw(keys: list[str], y: str, title: str) -> Chart | None:
-        rows = {key: [row for row in run.rows if key in row] for key in keys}
-        lines = [Line(key, [row["step"] for row in held], [row[key] for row in held]) for key, held in rows.items()]
+        lines = [Line(key, [(row["step"], row[key]) for row in run.rows if key in row]) for key in keys]
         return chart(lines, x="step", y=y, title=title)
 
     drawn = [draw(overall, y="fraction", title="Validation"), draw(losses, y="loss", title="Training loss")]
@@ -173,23 +151,6 @@ def picture(path: Path) -> dict[str, Any]:
 def newest_picture(run: Training) -> Path | None:
     """The last gallery picture of a training run."""
     return max((run.path / "gallery").glob("*.png"), key=lambda path: path.stat().st_mtime, default=None)
-
-
-def history(run: Evaluation | Training) -> dict[str, Any]:
-    """How a run's numbers came to be: its title, command, and facts as they stand in its files."""
-    if isinstance(run, Training):
-        return {"title": f"{run.name} · training", "command": "", "facts": {"folder": str(run.path), **run.settings}}
-    here, words = run.environment, run.environment.get("command")
-    title = (run.name, run.task, str(here.get("date") or "")[:10], here.get("gpu") or here.get("cpu"))
-    first = next(iter(run.report["models"].values()))
-    facts = {key: value for key, value in run.report.items() if key in FACTS}
-    facts |= {key: first[key] for key in ("setup", "conditions") if key in first}
-    command = f"frisket {shlex.join(map(str, words))}" if isinstance(words, list) else ""
-    return {
-        "title": " · ".join(str(w) for w in title if w),
-        "command": command,
-        "facts": {"file": str(run.path)} | facts,
-    }
 
 
 def _digest(path: Path) -> str:
