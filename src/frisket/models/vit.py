@@ -200,8 +200,8 @@ class ImageEncoderViT(nn.Module):
         """As the contract says; windows filled up to their size count, and relative positions as SAM writes them."""
         config, rows, c = self.config, side // STRIDE, self.config.width
         total = rows * rows * STRIDE**2 * 3 * c
-        for block in self.blocks:
-            reach = block.window or rows
+        for block in range(config.depth):
+            reach = rows if block in config.global_blocks else config.window
             tokens = (-(-rows // reach) * reach) ** 2
             total += tokens * c * (4 * c + 2 * reach**2 + 2 * reach)  # projections, scores and values, relative terms
             total += 2 * rows * rows * c * int(c * config.mlp_ratio)
