@@ -113,6 +113,15 @@ def test_wandb_is_offline_without_a_key(no_key, tmp_path):
     assert logger is not None
 
 
+def test_wandb_starts_without_a_warning(no_key, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "false")  # our default would hide it in this process
+    logger, _ = wandb_log(RunDir(tmp_path / "run"), mode="offline", project="p", config={})
+    assert logger is not None and logger.experiment.id
+    logger.close()
+    said = capfd.readouterr()
+    assert "anonymous" not in said.out + said.err
+
+
 def test_wandb_is_offline_without_a_network_and_says_so_fast(no_key, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "https://frisket.invalid")  # a name that never resolves (RFC 2606)

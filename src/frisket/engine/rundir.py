@@ -186,6 +186,10 @@ class CsvLog(Logger):
 class WandbCurve(WandbLogger):
     """Lightning's W&B logger, counting steps like metrics.csv does: optimizer steps done, from 1."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._wandb_init.pop("anonymous", None)  # even a None makes W&B warn that the word is old
+
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log under `trainer/global_step` = `step` + 1."""
