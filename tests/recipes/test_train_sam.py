@@ -15,7 +15,7 @@ from frisket.models import zoo
 from frisket.recipes.base import ModelSpec
 from frisket.recipes.interactive import InteractiveConfig
 from frisket.recipes.train_sam import Config, Module, StartConfig, begin
-from frisket.sample import Prompts
+from frisket.sample import Batch, Prompts
 
 Fit = Callable[..., tuple[list[float], L.Trainer]]
 TINY = {"width": 48, "depth": 2, "heads": 3, "global_blocks": [1]}
@@ -44,6 +44,22 @@ def test_one_step_changes_every_parameter_and_no_buffer(recipe, fit: Fit) -> Non
     # only the winning candidate learns from the mask loss; a loser's head moves by weight decay, its biases not at all
     losers = {name for name in parameters if "output_hypernetworks_mlps" in name and name.endswith("bias")}
     assert parameters - losers <= changed(before, module.sam) <= parameters
+
+
+def test_ranks_seeds_and_batches_draw_differently_and_each_repeats_itself(
+    recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = recipe()
+    first, second = (batch for batch, _ in zip(ShardData(module.config.data).train_dataloader(), range(2)))
+
+    def draw(rank: int, seed: int, batch: Batch) -> int:
+        monkeypatch.setattr(type(module), "global_rank", rank)
+        module.config.seed = seed
+        return int(torch.randint(2**31, (1,), generator=module.generator(batch)))
+
+    draws = [draw(0, 0, first), draw(1, 0, first), draw(0, 1, first), draw(0, 0, second)]
+    assert len(set(draws)) == 4
+    assert draw(1, 0, first) == draws[1]
 
 
 @pytest.mark.parametrize(("clicks", "refines"), [(0, 0), (1, 1)])
