@@ -131,7 +131,7 @@ def test_the_wheel_prepares_trains_predicts_and_judges_elsewhere(installed: Path
     small += ["model.encoder={depth: 1, width: 32, heads: 2}", "trainer.max_steps=1", "optim.warmup_steps=0"]
     picture = "runs/eval/masks.png"  # any picture will do
     commands = (
-        ["prep", "prep_synthetic", "count=4", "side=96", "workers=1", "out=data"],
+        ["prep", "prep_synthetic", "count=4", "image_size=96", "place.workers=1", "out=data"],
         ["train", "train_sam", "demo/debug", "on/cpu", "data.train=data", "data.val=null", *small],
         ["eval", "eval_miou", "checkpoint=runs/train_sam", "data=data", "limit=2", "pictures=1"],
         ["report", "runs/eval"],

@@ -93,15 +93,13 @@ def study(config: StudyConfig, name: str) -> int:
     print(f"study {name}: {len(laid.arms)} arms, {len(laid.cells())} cells in {laid.out}", flush=True)
     runner, began = Runner(config.threads), time.monotonic()
     with runner.listening():
-        if not all(do(runner, step, laid) for step in laid.prepare):
-            return runner.code or 1
-        families = chosen(config.cell, laid)
+        families, ready = chosen(config.cell, laid), all(do(runner, step, laid) for step in laid.prepare)
         with ThreadPoolExecutor(config.jobs) as pool:
-            list(pool.map(lambda family: all(do(runner, step, laid) for step in family), families))
+            list(pool.map(lambda family: all(do(runner, step, laid) for step in family), families if ready else []))
     if runner.stopping:
         print(f"stopped on request after {time.monotonic() - began:.0f} s; the same command goes on from there")
         return runner.code or 75
-    if not config.cell:
+    if ready and not config.cell:
         finish(laid, [cell for cell in cells if (evaluation(cell) / "eval.json").is_file()])
     return runner.code
 
