@@ -73,6 +73,19 @@ def test_a_mistake_is_one_sentence_and_code_2(capsys, words, sentence):
     assert said.startswith("frisket: ") and said.count("\n") == 1
 
 
+def test_a_refused_start_leaves_no_folder_and_takes_none_away(capsys, tmp_path, tiny_shards):
+    """The data are missing: found after the run folder was locked, before it holds settings."""
+    words = ["train", "train_sam", "demo/debug", "on/cpu", "model.name=sam_vit_t", f"out={tmp_path / 'new' / 'runs'}"]
+    assert main([*words, f"data.train={tmp_path / 'nothing'}", "data.val=null"]) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    kept = tmp_path / "new" / "runs" / "train_sam" / "notes.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    assert main([*words, f"data.train={tmp_path / 'nothing'}", "data.val=null"]) == 2
+    assert kept.read_text() == "mine"
+
+
 def test_help_lists_the_keys_of_what_is_chosen(capsys):
     """Key, default and the line below the field; of the chosen recipe, task or source alone."""
     assert main(["train", "train_sam", "--help"]) == 0

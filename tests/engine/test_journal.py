@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from frisket.engine.journal import Journal
@@ -56,3 +57,10 @@ def test_all_ranks_rows_are_read(tmp_path: Path) -> None:
         journal.start({})
         journal.add(rank, {"one": {"key": str(rank)}})
     assert {n: rows["one"]["key"] for n, rows in Journal(tmp_path, KNOWN, 1).read().items()} == {0: "0", 1: "1", 2: "2"}
+
+
+def test_a_row_that_would_not_come_back_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {"a": 1})
+    journal.start({})
+    with pytest.raises(TypeError, match="a row holds a object"):
+        journal.add(0, {"model": {"key": "x", "thing": object()}})

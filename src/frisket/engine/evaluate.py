@@ -177,7 +177,7 @@ def evaluate(kind: type[BaseTask], config: TaskConfig, shelf: Shelf, *, again: b
     if not first and where["devices"] * where["num_nodes"] == 1:
         return False  # started by an earlier task of the suite that took more devices
     task = kind(config, side)
-    known |= {"dataset": asdict(task.dataset(len(Items(task))))}
+    known |= {"dataset": asdict(task.dataset(len(Items(task)))), "arguments": task.arguments}
     verdict = judge(task, models, where, memory=(out, known) if task.resumes else None)
     if verdict is None:
         return False

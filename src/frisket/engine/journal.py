@@ -82,6 +82,8 @@ def _encoded(value: Any) -> Any:
         return value.item()
     kind = "tensor" if isinstance(value, torch.Tensor) else "array"
     array = np.ascontiguousarray(value.cpu().numpy() if isinstance(value, torch.Tensor) else value)
+    if array.dtype.hasobject:  # its bytes would be addresses
+        raise TypeError(f"a row holds a {type(value).__name__}: give numbers, texts, arrays or tensors")
     data = base64.b64encode(array.tobytes()).decode("ascii")
     return {"__kind__": kind, "dtype": array.dtype.str, "shape": array.shape, "data": data}
 

@@ -35,6 +35,7 @@ class RunDir(RunFiles):
     """`RunDir("runs/demo")` names the places; `open()` makes the folder, locks it and mends old accidents."""
 
     _lock: Any = None
+    _made: tuple[Path, ...] = ()  # folders that open() had to make, outermost last
 
     def open(self) -> None:
         """Create and lock the folder (rank 0; the others wait for it).
@@ -44,6 +45,7 @@ class RunDir(RunFiles):
         if rank_zero_only.rank:
             self._follow()
             return
+        self._made = tuple(folder for folder in (self.path, *self.path.parents) if not folder.exists())
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             # POSIX locks belong to the process: gone after kill -9, and not inherited by forked loader workers
@@ -80,10 +82,17 @@ class RunDir(RunFiles):
 
     @rank_zero_only
     def close(self) -> None:
-        """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the lock. A folder made by a start that was refused before it had settings goes again, with empty
+        ones above it; under a launcher it stays, since other ranks may still be looking for the lock in it."""
+        if self._lock is None:
+            return
+        self._lock.close()
+        self._lock = None
+        if self._made and not self.config.exists() and not launch():
+            remove(self.path)
+            for folder in self._made[1:]:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
 
     def wandb_id(self) -> str:
         """Return the run's W&B id: made once from the run's name and four random bytes, kept in a file."""
