@@ -83,12 +83,14 @@ class RunDir(RunFiles):
     @rank_zero_only
     def close(self) -> None:
         """Release the lock. A folder made by a start that was refused before it had settings goes again, with empty
-        ones above it; under a launcher it stays, since other ranks may still be looking for the lock in it."""
+        ones above it; under a launcher it stays, since other ranks may still be looking for the lock in it, and one
+        that holds a checkpoint always stays."""
         if self._lock is None:
             return
         self._lock.close()
         self._lock = None
-        if self._made and not self.config.exists() and not launch():
+        empty = not self.config.exists() and not any(self.checkpoints.glob("*"))
+        if self._made and empty and not launch():
             remove(self.path)
             for folder in self._made[1:]:
                 if not any(folder.iterdir()):
