@@ -3,12 +3,17 @@
 Every case once raised something else, hung, or was believed.
 """
 
+import dataclasses
+import functools
 import gzip
+import http.server
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -124,12 +129,66 @@ def test_prep_goes_on_past_everything_odd(gz, record, tmp_path):
     assert {row["key"] for row in rows} == {f"sa_{100 + n}" for n in range(len(ODD))} | {"sa_9\udcff", "sa_3"}
 
 
-def test_training_goes_on_past_everything_odd(record, tmp_path, caplog):
+@pytest.fixture
+def served(tmp_path):
+    """The address under which the test's folder is served over HTTP."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+READ = ["{folder}/train", "pipe:cat {folder}/train/x.tar", "pipe:gzip -c {folder}/train/x.tar", "{served}/train/x.tar"]
+"""By position, and only forwards."""
+
+
+@pytest.mark.parametrize("train", READ)
+def test_training_goes_on_past_everything_odd(train, record, tmp_path, served, caplog):
+    if "served" in train and shutil.which("curl") is None:
+        pytest.skip("webdataset reads URLs with curl, which is not installed")
     odd_tar(tmp_path / "train/x.tar", record)
-    config = DataConfig(train=str(tmp_path / "train"), image_size=64, global_batch=1, on_bad_sample="skip")
+    train = train.format(folder=tmp_path, served=served)
+    more = {"epoch_images": 6, "stream_buffer": 1} if ":" in train else {}
+    config = DataConfig(train=train, image_size=64, global_batch=1, on_bad_sample="skip", **more)
     keys = {key for batch in ShardData(config).train_dataloader() for key in batch.keys}
     assert keys == {"sa_1", "sa_2", r"sa_9\xff"}
-    assert len([row for row in caplog.records if "skipped" in row.message]) >= len(ODD)
+    skipped = {row.message for row in caplog.records if "skipped" in row.message}
+    assert len(skipped) == len(ODD) + 1 and all("x.tar, sample sa_" in line for line in skipped)
+    with pytest.raises(UserError, match=r"x\.tar, sample sa_\d+: "):
+        list(ShardData(dataclasses.replace(config, on_bad_sample="stop")).train_dataloader())
+
+
+def halves(path, record):
+    """A pair whose halves lie apart, a half alone, a member twice."""
+    one, two = record(1), record(2)
+    return tar_of(path, [("sa_1.jpg", one["jpg"]), ("sa_3.json", b"{}"), ("d/sa_2.jpeg", two["jpg"]),
+                         ("sa_1.json", one["json"]), ("sa_1.json", b"{}"), ("sa_2.json", two["json"])])  # fmt: skip
+
+
+def test_a_stream_pairs_halves_that_lie_apart(record, tmp_path, caplog):
+    tar = halves(tmp_path / "x.tar", record)
+    how = {"image_size": 64, "epoch_images": 4, "stream_buffer": 1, "on_bad_sample": "skip"}
+    keys = {
+        key for batch in ShardData(DataConfig(train=f"pipe:cat {tar}", **how)).train_dataloader() for key in batch.keys
+    }
+    assert keys == {"sa_1", "sa_2"}
+    assert {row.message.rpartition(": ")[2] for row in caplog.records if "skipped" in row.message} == {
+        "member .json is there twice, the first one counts", "has no .jpg member",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["empty", "all bad", "cut off", "garbage"])
+@pytest.mark.parametrize("skip", ["skip", "stop"])
+def test_a_stream_without_a_good_sample_ends_with_a_sentence(kind, skip, record, tmp_path):
+    tar = tar_of(tmp_path / "x.tar", [] if kind == "empty" else [("sa_1.jpg", b"x"), ("sa_1.json", b"{}")])
+    if kind == "cut off":
+        tar.write_bytes(tar.read_bytes()[:600])
+    elif kind == "garbage":
+        tar.write_bytes(b"no tar" * 1000)
+    config = DataConfig(train=f"pipe:cat {tar}", image_size=64, epoch_images=4, on_bad_sample=skip)
+    with pytest.raises(UserError, match=rf"^shard pipe:cat {tar},? .*(no sample|no `image`|is cut off|not a tar)"):
+        list(ShardData(config).train_dataloader())
 
 
 def test_a_jpeg_that_claims_65500_pixels_is_refused_at_once(record):

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from frisket.data.sa1b import PIXELS
 from frisket.errors import UserError
+from frisket.kernels import rle
 
 IMAGES = {"instances_val2017.json": 5000, "lvis_v1_val.json": 19809}
 """How many images the public files hold; one of these names with another number is a damaged download."""
@@ -76,7 +78,7 @@ class CocoFile:
                         "`images`: take the whole file as published"
                     )
                 self._notes[int(note["image_id"])].append(note)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{path} is not a COCO or LVIS annotation file ({error!r} in it): give the instances JSON"
             ) from error
@@ -102,8 +104,17 @@ class CocoFile:
         return sum(len(self.notes(index)) for index in range(images))
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of image `index`."""
-        return int(self.images[index]["height"]), int(self.images[index]["width"])
+        """(height, width) of image `index`. Raises UserError where the file gives none that a photograph can have."""
+        image = self.images[index]
+        try:
+            height, width = int(image["height"]), int(image["width"])
+            if height < 1 or width < 1 or height * width > PIXELS:
+                raise ValueError("not a photograph's")
+            return height, width
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{self.path}: height and width of image {image['id']} are damaged ({error!r:.60})"
+            ) from error
 
     def objects(self, index: int) -> Objects:
         """The annotations of image `index`, in the file's order. Raises UserError for one that is damaged."""
@@ -111,15 +122,17 @@ class CocoFile:
         notes = self.notes(index)
         try:
             boxes = np.array([note["bbox"] for note in notes], np.float64).reshape(len(notes), 4)
+            if not np.isfinite(boxes).all():
+                raise ValueError("a bbox that is not finite")
             return Objects(
                 [rle_of(note["segmentation"], size) for note in notes],
                 np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
-                np.array([note["area"] for note in notes], np.float64),
+                np.array([note["area"] for note in notes], np.float64).reshape(len(notes)),
                 np.array([bool(note.get("iscrowd", 0)) for note in notes], bool),
-                np.array([note["category_id"] for note in notes], np.int64),
-                np.array([note["id"] for note in notes], np.int64),
+                np.array([note["category_id"] for note in notes], np.int64).reshape(len(notes)),
+                np.array([note["id"] for note in notes], np.int64).reshape(len(notes)),
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{self.path}: an annotation of image {self.images[index]['id']} is damaged ({error!r}): "
                 "download the file again"
@@ -176,13 +189,17 @@ def rle_of(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     Raises ValueError, TypeError, KeyError or IndexError for what is none of the three or of another size.
     """
     if isinstance(segmentation, list):
+        for polygon in segmentation or [[]]:  # pycocotools would walk along an edge of any length, pixel by pixel
+            corners = np.array(polygon, np.float64)
+            if corners.ndim != 1 or corners.size < 4 or corners.size % 2 or not (abs(corners) < 4 * max(size)).all():
+                raise ValueError("a polygon that is no list of x, y, or lies far outside its image")
         found = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
     elif list(segmentation["size"]) != list(size):
         raise ValueError(f"an RLE of size {segmentation['size']} in an image of {list(size)}")
-    elif isinstance(segmentation["counts"], list):
-        found = coco_mask.frPyObjects(segmentation, *size)
     else:
-        found = segmentation
+        rle.check(segmentation, size)
+        listed = isinstance(segmentation["counts"], list)
+        found = coco_mask.frPyObjects(segmentation, *size) if listed else segmentation
     counts = found["counts"]
     return {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
@@ -193,5 +210,5 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
         data = path.read_bytes()
         return json.loads(data), hashlib.sha256(data).hexdigest()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({error}): download it again") from error

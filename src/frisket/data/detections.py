@@ -57,12 +57,12 @@ def read_masks(path: Path | str, file: CocoFile) -> Detections:
     """Masks of a results file, as RLE at the photographs' sizes. Raises UserError as `read_boxes`, and for damage."""
     rows, digest = _rows(path, lambda item: _row(item, "segmentation", lambda shape: shape))
     images, categories, scores = _checked(path, rows, file)
-    sizes = {int(image["id"]): (int(image["height"]), int(image["width"])) for image in file.images}
+    sizes = {int(image["id"]): file.size(index) for index, image in enumerate(file.images)}
     shapes = np.empty(len(rows), object)
     for number, row in enumerate(rows):
         try:
             shapes[number] = rle_of(row[3], sizes[int(row[0])])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise UserError(
                 f"{path}: the segmentation of detection {number} is damaged or missing ({error})"
             ) from error
@@ -76,7 +76,7 @@ def _rows(path: Path | str, keep: Callable[[dict[str, Any]], Any]) -> tuple[list
     try:
         data = Path(path).read_bytes()
         rows = json.loads(data, object_hook=keep)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({error}): write it again") from error
     if not isinstance(rows, list):
         raise UserError(f"{path} is not a list of detections: give COCO's results format, not an annotation file")
@@ -105,8 +105,8 @@ def _checked(path: Path | str, rows: list[tuple[Any, ...]], file: CocoFile) -> t
     columns = []
     for place, name in enumerate(("image_id", "category_id", "score")):
         try:
-            column = np.array([row[place] for row in rows], np.float64)
-        except (TypeError, ValueError) as error:
+            column = np.array([row[place] for row in rows], np.float64).reshape(len(rows))
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: some detection's {name} is not a number ({error})") from error
         for number in np.flatnonzero(~np.isfinite(column)):
             raise UserError(f"{path}: the {name} of detection {number} is {rows[number][place]}: it must be a number")
@@ -130,8 +130,8 @@ def _checked(path: Path | str, rows: list[tuple[Any, ...]], file: CocoFile) -> t
 
 def _are_xywh(path: Path | str, images: np.ndarray, boxes: np.ndarray, file: CocoFile) -> None:
     """Refuse boxes that were written as corners, or in other pixels than the photograph's."""
-    sizes = {int(image["id"]): (int(image["width"]), int(image["height"])) for image in file.images}
-    limits = np.array([sizes[int(image)] for image in images], np.float64) + SLACK
+    sizes = {int(image["id"]): file.size(index) for index, image in enumerate(file.images)}
+    limits = np.array([sizes[int(image)][::-1] for image in images], np.float64) + SLACK
     first, second = boxes[:, :2], boxes[:, 2:]
     inside = (first >= -SLACK).all(axis=1)
     as_xywh = inside & (second >= 0).all(axis=1) & (first + second <= limits).all(axis=1)

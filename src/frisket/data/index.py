@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 PAIR = ("jpg", "json")
 INDEX_VERSION = 1
 BLOCK = 512
+GZIP = b"\x1f\x8b"  # how such a file begins
 MEMBER_LIMIT = 1 << 28  # bytes; a photograph or its json is far smaller, and a sparse member can claim anything
 
 
@@ -58,7 +59,7 @@ def usable(member: tarfile.TarInfo) -> bool:
 def is_gzip(tar: Path | str) -> bool:
     """True when the file is gzip-wrapped, whatever its name says (some SA-1B downloads are)."""
     with open(tar, "rb") as f:
-        return f.read(2) == b"\x1f\x8b"
+        return f.read(2) == GZIP
 
 
 def scan(tar: Path, exts: Sequence[str]) -> Iterator[tuple[str, str, int, int]]:

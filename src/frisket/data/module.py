@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from frisket.data import sa1b
 from frisket.data.embeddings import Stamp, StoredEmbeddings, available
-from frisket.data.sampler import ElasticLoader, ElasticSampler, Failure, Loader, OnceSampler, Ticket
+from frisket.data.sampler import SKIP_LIMIT, ElasticLoader, ElasticSampler, Failure, Loader, OnceSampler, Ticket
 from frisket.data.shards import IndexedShards, expand, is_remote
 from frisket.data.stream import Stream, StreamLoader
 from frisket.errors import UserError
@@ -29,8 +29,6 @@ from frisket.geometry import pad_square
 from frisket.sample import Batch, Sample
 
 log = logging.getLogger(__name__)
-
-SKIP_LIMIT = 100  # bad samples in a row; more than that is a bad shard
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """Tars as Meta ships them, read in one pass: pairs of jpg and json, flat or in a folder, in any order, maybe gzip.
 
 Use     for key, pair in read_pairs(tar, reject, keep=lambda key: key.endswith("7")): pair["jpg"], pair["json"]
+        for key, pair in read_stream(pipe, "pipe:curl …", reject): the same of what can only be read forwards
 Source  our choice; SA-1B's downloads differ in all these ways, and some break off.
 """
 
 import gzip
+import io
 import os
 import tarfile
 import zlib
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frisket.data.index import DAMAGE, PAIR, BrokenTar, check_end, is_gzip, regular, scan, split_name, usable
+from frisket.data.index import DAMAGE, GZIP, PAIR, BrokenTar, check_end, is_gzip, regular, scan, split_name, usable
 from frisket.errors import UserError
 
 Keep = Callable[[str], bool]
@@ -39,7 +41,11 @@ def read_pairs(
 
     try:
         regular(tar)
-        yield from (_read_gzip if is_gzip(tar) else _read_plain)(tar, reject, keep)
+        if is_gzip(tar):
+            with open(tar, "rb") as file:
+                yield from read_stream(file, tar, reject, keep)
+        else:
+            yield from _read_plain(tar, reject, keep)
     except OSError as error:
         raise UserError(f"shard {tar} cannot be read: {error.strerror or error}") from error
 
@@ -68,10 +74,25 @@ def _read_plain(tar: Path, reject: Callable[[str, str], None], keep: Keep) -> It
         os.close(fd)
 
 
+class _Forwards(io.RawIOBase):
+    """What can only be read, as io.BufferedReader wants it."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.source.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 class _Watched:
     """A stream for tarfile, which reads ahead: remembers the last piece, to see what tarfile took for the end."""
 
-    def __init__(self, stream: gzip.GzipFile) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream, self.start, self.piece = stream, 0, b""
 
     def read(self, size: int) -> bytes:
@@ -89,12 +110,17 @@ def _open(stream: Any) -> tarfile.TarFile:
     return tarfile.open(fileobj=stream, mode="r|")  # tarfile asks for a whole file object and only ever reads
 
 
-def _read_gzip(tar: Path, reject: Callable[[str, str], None], keep: Keep) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_stream(
+    stream: Any, tar: Path | str, reject: Callable[[str, str], None], keep: Keep = lambda key: True
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """`read_pairs` of a `stream` that can only be read forwards, gzip-wrapped or not; `tar` is its name."""
+    buffered = io.BufferedReader(_Forwards(stream))
+    plain = gzip.GzipFile(fileobj=buffered) if buffered.peek(2)[:2] == GZIP else buffered
     waiting: dict[str, dict[str, bytes]] = {}
     done: set[str] = set()
     last = "the beginning"
     try:
-        with gzip.open(tar, "rb") as plain, _open(watched := _Watched(plain)) as archive:
+        with _open(watched := _Watched(plain)) as archive:
             for member in archive:
                 if member.size < 0:
                     raise BrokenTar(f"is damaged after {last}")

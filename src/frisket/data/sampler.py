@@ -26,6 +26,8 @@ from frisket.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SKIP_LIMIT = 100  # bad samples in a row; more than that is a bad shard
+
 
 class Ticket(NamedTuple):
     """What a worker is asked for: sample `index` in `epoch`; `repeat` marks a validation sample that only fills up."""

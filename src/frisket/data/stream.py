@@ -8,7 +8,7 @@ webdataset's own advice for uneven shards.
 
 import logging
 import random
-import tarfile
+import signal
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.gopen import set_options
 
-from frisket.data.sampler import TIMEOUT, Failure, dead_workers_are_a_sentence
+from frisket.data.pairs import read_stream
+from frisket.data.sampler import SKIP_LIMIT, TIMEOUT, Failure, dead_workers_are_a_sentence
 from frisket.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Stream(IterableDataset):
         self.urls, self.decode, self.collate, self.batch_size = urls, decode, collate, batch_size
         self.rank, self.seed, self.buffer, self.skip = rank, seed, buffer, skip
         self.number = 0
+        self._bad = 0  # in a row
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -48,33 +51,49 @@ class Stream(IterableDataset):
         draw = int(np.random.SeedSequence(seeds).generate_state(1)[0])
         raws = webdataset.DataPipeline(
             webdataset.ResampledShards(self.urls, seed=draw, deterministic=True, worker_seed=lambda: 0),
-            webdataset.tarfile_to_samples(),
+            self._records,
             webdataset.shuffle(self.buffer, initial=self.buffer // 4, rng=random.Random(draw)),
         )
         batch: list[Any] = []
         try:
             for count, raw in enumerate(raws):
-                raw["__shard__"] = raw.get("__url__", "?")
-                raw["__key__"] = raw["__key__"].rpartition("/")[2]
-                if "jpeg" in raw:
-                    raw["jpg"] = raw.pop("jpeg")
                 try:
                     batch.append(self.decode(raw, rng=np.random.default_rng([*seeds, count])))
+                    self._bad = 0
                 except UserError as error:
-                    if not self.skip:
-                        raise
-                    log.warning("skipped: %s", error)
+                    self._pass(error)
                 if len(batch) == self.batch_size:
                     yield self.collate(batch)
                     batch = []
         except UserError as error:
             yield Failure(str(error))
-        except (
-            OSError,
-            ValueError,
-            tarfile.TarError,
-        ) as error:  # webdataset: a command that fails, a tar that breaks off, a bad URL
+        except (OSError, ValueError) as error:  # webdataset: a command that fails, a bad URL
             yield Failure(f"streaming from {self.urls[0]} (one of {len(self.urls)}) failed: {error}; check it by hand")
+
+    def _records(self, sources: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The pairs of each shard; what prep would refuse of a tar is refused here."""
+        for url in (source["url"] for source in sources):
+            empty = True
+
+            def reject(key: str, reason: str, url: str = url) -> None:
+                self._pass(UserError(f"shard {url}{' ' if key == '*' else f', sample {key}: '}{reason}"))
+
+            with webdataset.gopen(url) as stream:
+                # not to be read to its end is no failure of a command
+                set_options(stream, ignore_status=[0, 23, 141, -signal.SIGPIPE])
+                for key, pair in read_stream(stream, url, reject):
+                    empty = False
+                    name = key.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
+                    yield {"__key__": name, "__shard__": url, **pair}
+            if empty:
+                reject("*", "holds no sample")
+
+    def _pass(self, error: UserError) -> None:
+        """Log it and go on if that was asked for, but not for ever."""
+        self._bad += 1
+        if not self.skip or self._bad >= SKIP_LIMIT:
+            raise error
+        log.warning("skipped: %s", error)
 
 
 class StreamLoader:

@@ -109,13 +109,7 @@ def records(config: Config, unit: Unit, reject: Reject) -> Iterator[Record]:
 def _mask(note: dict[str, Any], size: tuple[int, int], key: str) -> np.ndarray:
     """bool (H, W) of one annotation. Raises RecordError."""
     try:
-        shape = note["segmentation"]
-        if isinstance(shape, list):
-            points = np.concatenate([np.asarray(polygon, np.float64) for polygon in shape])
-            if not (np.abs(points) <= 2 * max(size)).all():  # pycocotools walks along every edge, pixel by pixel
-                raise ValueError("a polygon far outside the photograph")
-            shape = rle_of(shape, size)
-        rle.check(shape, size)
+        shape = rle_of(note["segmentation"], size)
         return rle.fill_many([shape], np.arange(size[0]), np.arange(size[1]))[0].astype(bool)
     except Exception as error:  # whatever pycocotools raises for polygons that are none
         raise RecordError(key, f"annotation {note.get('id')} is damaged ({error})") from error
