@@ -8,6 +8,7 @@ Tests marked gpu skip themselves where there is no CUDA device.
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of pytest-xdist share two cores
@@ -15,8 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of py
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-from frisket import checkpoint
+from frisket import checkpoint, plugins
 from frisket.models.sam import Sam
 from frisket.models.zoo import build
 from frisket.place import Place
@@ -40,6 +42,17 @@ def deterministic() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    """What a test leaves in the process, the next one does not find: loaded plug-ins, and the rank that Lightning
+    remembers for good once a test has played rank 1 (it would write no file then)."""
+    known, rank = dict(plugins._outside), rank_zero_only.rank
+    yield
+    plugins._outside.clear()
+    plugins._outside.update(known)
+    rank_zero_only.rank = rank
 
 
 @pytest.fixture

@@ -27,13 +27,11 @@ class Task(BaseTask):
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current folder for plug-ins, forgotten afterwards."""
+    """A current folder for plug-ins, whose modules are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before, modules = dict(plugins._outside), set(sys.modules)
+    modules = set(sys.modules)
     yield tmp_path
-    plugins._outside.clear()
-    plugins._outside.update(before)
     for name in set(sys.modules) - modules:
         if name.startswith("outside_"):
             del sys.modules[name]

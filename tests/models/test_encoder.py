@@ -17,11 +17,16 @@ from frisket import plugins
 from frisket.models import vit, zoo
 from frisket.models.encoder import MEMBERS, STRIDE, undecayed
 
-plugins.load(["plugged"])
+ROWS = [*zoo.names(), "pyramid"]  # ours, and one from outside: the plug-in tests/plugged.py
 LARGE = 50e6  # parameters: above, only shapes are tested (each has a smaller sister of the same class)
 
 
-@pytest.fixture(params=zoo.names())
+@pytest.fixture(autouse=True)
+def plugged() -> None:
+    plugins.load(["plugged"])
+
+
+@pytest.fixture(params=ROWS)
 def encoder(request: pytest.FixtureRequest) -> Any:
     """The encoder of a row as published, but for a native side of 128 px, without memory."""
     row = zoo.entry(request.param)
@@ -29,7 +34,7 @@ def encoder(request: pytest.FixtureRequest) -> Any:
         return row.encoder(replace(row.config, image_size=128))
 
 
-@pytest.fixture(params=zoo.names())
+@pytest.fixture(params=ROWS)
 def small(request: pytest.FixtureRequest) -> Any:
     """The same with weights."""
     row = zoo.entry(request.param)
