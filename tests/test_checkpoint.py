@@ -89,6 +89,37 @@ def test_the_shape_of_something_else_is_a_sentence(tmp_path: Path) -> None:
         checkpoint.recorded(path)
 
 
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize(
+    ("absent", "said"),
+    [
+        ("frisket", "has no 'frisket' record: only this project's checkpoints can be continued"),
+        ("global_step", "names no step: it cannot be continued"),
+        ("loops", "holds weights but no loops: it cannot be continued"),
+        ("optimizer_states", "holds weights but no optimizer_states: it cannot be continued"),
+        ("lr_schedulers", "holds weights but no lr_schedulers: it cannot be continued"),
+        ("state_dict", "holds no state dict: is it the right file?"),
+    ],
+)
+def test_a_checkpoint_with_a_part_missing_is_one_sentence(
+    sam: Sam, tmp_path: Path, absent: str, said: str, folder: bool
+) -> None:
+    run = RunFiles(tmp_path)
+    path = deepspeed_folder(run.last, sam) / "checkpoint" / MODEL_STATES if folder else run.last
+    run.checkpoints.mkdir(exist_ok=True)
+    content = training_checkpoint(sam)
+    del content[absent]
+    if folder:
+        content["module"] = content.pop("state_dict", None)
+    torch.save(content, path)
+    if folder and absent in ("optimizer_states", "lr_schedulers"):  # DeepSpeed has places of its own for them
+        assert checkpoint.recorded(run.last).step == 5
+        return
+    with pytest.raises(UserError) as refusal:
+        checkpoint.newest(tmp_path)
+    assert f"no checkpoint of {tmp_path} can be read ({run.last} {said})" in str(refusal.value)
+
+
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(sam: Sam, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     checkpoint.save(sam, path)
@@ -293,6 +324,34 @@ def test_code_in_a_file_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch.save({"a": Harmful()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match=r"holds posix\.mkdir, which is more than weights"):
         checkpoint.load(tmp_path / "evil.pth")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_resume_reads_deepspeeds_parts_weights_only_unless_they_are_trusted(
+    sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed itself asks torch.load for everything, as the call here does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    folder = deepspeed_folder(tmp_path / "last.ckpt", sam)
+    part = folder / "checkpoint" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"state": torch.zeros(3), "harm": Harmful()}, part)
+    resume = checkpoint.recorded(folder)
+    assert resume.ranks == 1
+    with pytest.raises(UserError, match=r"_optim_states\.pt: posix\.mkdir.*set trust=true"), checkpoint.guarded(resume):
+        torch.load(part, weights_only=False)
+    assert not (tmp_path / "harm").exists()
+    assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "0"  # and it is given back
+    with checkpoint.guarded(resume, trust=True):
+        torch.load(part, weights_only=False)
+    assert (tmp_path / "harm").exists()
+
+    # the part that names the model is never read otherwise, trusted or not
+    (tmp_path / "harm").rmdir()
+    states = torch.load(folder / "checkpoint" / MODEL_STATES, weights_only=True)
+    torch.save(states | {"harm": Harmful()}, folder / "checkpoint" / MODEL_STATES)
+    with pytest.raises(UserError, match=r"mp_rank_00_model_states\.pt holds posix\.mkdir, which is more than weights"):
+        checkpoint.recorded(folder)
     assert not (tmp_path / "harm").exists()
 
 

@@ -55,31 +55,19 @@ def bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def guarded(folder: Path, trust: bool = False) -> Iterator[Any]:
-    """Within the context deepspeed reads `folder` weights-only; with `trust` it runs what the folder holds.
+def guarded(folder: Path, trust: bool = False) -> Iterator[None]:
+    """Within the context torch.load reads the parts of `folder` weights-only, whatever its caller asks for.
 
-    Gives the module of deepspeed that merges parts.
-
-    Raises UserError for what is refused, and when deepspeed is not installed.
+    With `trust` it runs what they hold. Raises UserError for what is refused.
     """
-    try:
-        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-        from deepspeed.runtime.zero.config import ZeroStageEnum
-        from deepspeed.utils import zero_to_fp32
-        from deepspeed.utils.tensor_fragment import fragment_address
-    except ImportError as error:
-        raise UserError(
-            f"{folder} is a ZeRO checkpoint and deepspeed is not installed: pip install 'frisket[deepspeed]', "
-            "or load the run's model.pt"
-        ) from error
     if trust:
-        yield zero_to_fp32
+        yield
         return
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
     try:
-        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
-            yield zero_to_fp32
+        with torch.serialization.safe_globals(_classes()):
+            yield
     except pickle.UnpicklingError as error:
         code = "; ".join(
             f"{part.name}: {name}"
@@ -97,7 +85,25 @@ def guarded(folder: Path, trust: bool = False) -> Iterator[Any]:
             os.environ[FORCE] = before
 
 
+def _classes() -> list[Any]:
+    """What a part holds of deepspeed's own; nothing where it is not installed."""
+    try:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+    except ImportError:
+        return []
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+
+
 def _merge(folder: Path, name: str, trust: bool) -> dict[str, Tensor]:
-    with guarded(folder, trust) as reader:
-        merged = reader.get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=name)
-        return {key: value.float() for key, value in merged.items()}
+    try:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    except ImportError as error:
+        raise UserError(
+            f"{folder} is a ZeRO checkpoint and deepspeed is not installed: pip install 'frisket[deepspeed]', "
+            "or load the run's model.pt"
+        ) from error
+    with guarded(folder, trust):
+        merged = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=name)
+    return {key: value.float() for key, value in merged.items()}
