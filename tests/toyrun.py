@@ -66,4 +66,4 @@ def command(*words: str) -> list[str]:
 
 def frisket(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `frisket words…` to its end and return what it printed."""
-    return subprocess.run(command(*words), env=environment(**env), capture_output=True, text=True, timeout=240)
+    return subprocess.run(command(*words), env=environment(**env), capture_output=True, text=True)

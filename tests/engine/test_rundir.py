@@ -1,18 +1,26 @@
 """The run folder: appendable metrics, one id, one process, W&B's mode."""
 
+import ctypes
+import errno
+import os
+import platform
+import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from toyfit import fit
 
 from frisket.engine import rundir
 from frisket.engine.rundir import CsvLog, RunDir, read_csv, wandb_log
 from frisket.engine.save import AtomicIO, tidy
 from frisket.errors import UserError
+from frisket.files import atomic
 
 
 def test_csv_is_appended_to_and_cut_at_the_resumed_step(tmp_path):
@@ -55,14 +63,15 @@ def test_wandb_id_is_made_once_and_differs_between_folders(tmp_path):
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     hold = """if True:
-        import sys, time
+        import sys
         from frisket.engine.rundir import RunDir
         run = RunDir(sys.argv[1])
         run.open()
         print("open", flush=True)
-        time.sleep(60)
+        sys.stdin.read()
     """
-    with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+    words = [sys.executable, "-c", hold, tmp_path]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "open\n"
         try:
             with pytest.raises(UserError, match="another process is training"):
@@ -78,6 +87,100 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         RunDir(tmp_path / "file" / "run").open()
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """The exit code of a process that does `work` and ends with 0 (negative: the signal that ended it)."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Instruction(ctypes.Structure):
+    """linux/filter.h: struct sock_filter."""
+
+    _fields_ = [("code", ctypes.c_uint16), ("yes", ctypes.c_uint8), ("no", ctypes.c_uint8), ("k", ctypes.c_uint32)]
+
+
+class Program(ctypes.Structure):
+    """linux/filter.h: struct sock_fprog."""
+
+    _fields_ = [("count", ctypes.c_ushort), ("first", ctypes.POINTER(Instruction))]
+
+
+def refuse_locks(number: int) -> None:
+    """From now on, and for good, the kernel answers fcntl(F_SETLK) in this process with errno `number` (seccomp)."""
+    fcntl_call = {"x86_64": 72, "aarch64": 25}[platform.machine()]
+    load, equal, leave = 0x20, 0x15, 0x06
+    steps = [
+        (load, 0, 0, 0), (equal, 0, 3, fcntl_call),  # another system call: allowed
+        (load, 0, 0, 24), (equal, 0, 1, 6),  # its second argument is not F_SETLK: allowed
+        (leave, 0, 0, 0x00050000 | number), (leave, 0, 0, 0x7FFF0000),
+    ]  # fmt: skip
+    program = Program(len(steps), (Instruction * len(steps))(*(Instruction(*step) for step in steps)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(program), 0, 0):  # NO_NEW_PRIVS, SECCOMP filter
+        raise OSError(ctypes.get_errno(), "no seccomp")
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="knows the system calls of x86_64, aarch64")
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, capfd, number):
+    def work() -> None:
+        refuse_locks(number)
+        for _ in range(2):
+            run = RunDir(tmp_path)
+            run.open()
+            run.finish(1, {})
+            run.close()
+
+    assert in_a_child(work) == 0
+    said = f"frisket: {tmp_path} is on a file system without locks ({os.strerror(number)}): start no second run in it\n"
+    assert capfd.readouterr().err == said * 2
+    assert RunDir(tmp_path).summary.exists()
+
+
+class Fill(L.Callback):
+    """Before step 2 the disk under `path` is full: Linux's /dev/full takes no byte."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == 1:
+            self.path.unlink()
+            self.path.symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "samples.jsonl"])
+def test_a_disk_that_fills_while_a_run_appends_is_one_sentence(tmp_path, name):
+    with pytest.raises(UserError, match=rf"the disk is full while writing .*{name}: free some space or choose another"):
+        fit(tmp_path, Fill(tmp_path / name))
+
+
+def test_what_killed_processes_left_half_written_is_cleared_at_the_next_start(tmp_path):
+    run = RunDir(tmp_path)
+    for path in (run.metrics, run.model, run.last, run.pictures(3)):
+
+        def half(path: Path = path) -> None:
+            with atomic(path) as tmp:
+                tmp.write_text("half")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        assert in_a_child(half) == -signal.SIGKILL
+    (run.checkpoints / ".last.ckpt.new").mkdir()
+    (tmp_path / "notes.tmp").write_text("mine")
+    assert len(list(tmp_path.rglob(".*"))) == 5
+    run.open()
+    run.close()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".lock", "notes.tmp"]
+    assert not list(run.checkpoints.iterdir())
 
 
 def test_tidy_finishes_an_interrupted_swap_of_folders(tmp_path):
@@ -122,13 +225,11 @@ def test_wandb_starts_without_a_warning(no_key, tmp_path, capfd, monkeypatch):
     assert "anonymous" not in said.out + said.err
 
 
-def test_wandb_is_offline_without_a_network_and_says_so_fast(no_key, monkeypatch, tmp_path):
+def test_wandb_is_offline_without_a_network_and_says_so(no_key, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "https://frisket.invalid")  # a name that never resolves (RFC 2606)
-    begin = time.monotonic()
     _, said = wandb_log(RunDir(tmp_path / "run"), mode="auto", project="p", config={})
     assert "W&B offline" in said and "frisket.invalid does not answer" in said
-    assert time.monotonic() - begin < 15  # two seconds of waiting; the rest is importing wandb
 
 
 def test_wandb_mode_from_the_environment_and_off(no_key, monkeypatch, tmp_path):
@@ -140,7 +241,7 @@ def test_wandb_mode_from_the_environment_and_off(no_key, monkeypatch, tmp_path):
 def test_a_host_that_accepts_counts_as_answering():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert rundir.answers("127.0.0.1", port, seconds=5)
+        assert rundir.answers("127.0.0.1", port, seconds=120)
     assert not rundir.answers("127.0.0.1", port, seconds=1)
 
 

@@ -15,7 +15,7 @@ with signals.held():
     if sys.argv[1] == "ask":
         while not signals.asked(): pass
         print("asked", signals.interrupted(), flush=True)
-    ctypes.CDLL(None).sleep(60)  # in C: no Python handler runs in this thread
+    ctypes.CDLL(None).pause()  # in C: no Python handler runs in this thread
 """
 
 
@@ -29,13 +29,16 @@ def test_the_second_ctrl_c_ends_a_process_that_is_stuck(stuck):
         text=True,
     ) as process:
         assert process.stdout and process.stderr
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        if stuck == "ask":
-            assert process.stdout.readline() == "asked True\n"
-        process.stderr.readline()
-        assert "stopping after this step, with what is done kept; Ctrl-C again" in process.stderr.readline()
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130
-        assert "ended at once" in process.stderr.read()
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            if stuck == "ask":
+                assert process.stdout.readline() == "asked True\n"
+            process.stderr.readline()
+            assert "stopping after this step, with what is done kept; Ctrl-C again" in process.stderr.readline()
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 130  # pytest-timeout says when this is never
+            assert "ended at once" in process.stderr.read()
+        finally:
+            process.kill()

@@ -1,6 +1,10 @@
 """Where a run stands: arguments, Slurm's variables, DeepSpeed present or not."""
 
 import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +13,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from toyrun import frisket, toy_run, toy_shards
 
 from frisket import checkpoint
-from frisket.engine.strategy import CPUDeepSpeed, exits_for_all, place
+from frisket.engine.rundir import read_csv
+from frisket.engine.strategy import CPUDeepSpeed, exits_for_all, fits, place
 from frisket.errors import UserError
 from frisket.models.zoo import build
 from frisket.place import Place
+from frisket.runfiles import RunFiles
+from frisket.weights.deepspeed import MODEL_STATES
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 ARGS = {"accelerator": "cpu"}
@@ -21,8 +28,9 @@ ARGS = {"accelerator": "cpu"}
 @pytest.fixture
 def no_slurm(monkeypatch):
     """Forget a Slurm this test itself may run in."""
-    for name in ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("STEP_ID", "PROCID", "NTASKS", "NTASKS_PER_NODE", "NNODES"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
 
 
 def test_one_cpu_needs_no_strategy(no_slurm):
@@ -70,6 +78,15 @@ def test_slurm_decides_inside_a_step_only(no_slurm, monkeypatch):
         place(Place(**ARGS))
 
 
+def test_several_nodes_that_nothing_starts(no_slurm, monkeypatch):
+    with pytest.raises(
+        UserError, match=r"place\.num_nodes=5, but nothing starts the other nodes: use srun .* or torch"
+    ):
+        place(Place(**ARGS | {"num_nodes": 5}))
+    monkeypatch.setenv("MASTER_ADDR", "node1")  # somebody starts them by hand
+    assert place(Place(**ARGS | {"num_nodes": 5}))["num_nodes"] == 5
+
+
 def test_more_gpus_than_there_are(no_slurm):
     with pytest.raises(UserError, match=r"place\.devices=99 but this machine shows"):
         place(Place(**ARGS | {"accelerator": "cuda", "devices": "99"}))
@@ -79,6 +96,47 @@ def test_more_gpus_than_there_are(no_slurm):
 def test_deepspeed_missing_names_the_extra(no_slurm):
     with pytest.raises(UserError, match=r"frisket\[deepspeed\]"):
         place(Place(**ARGS | {"strategy": "deepspeed_stage_1"}))
+
+
+def resume(path: Path, ranks: int | None) -> checkpoint.Resume:
+    """What is read of a made-up training checkpoint: a file, or DeepSpeed's folder of so many parts."""
+    state = {"sam.weight": torch.zeros(2)}
+    content = {"frisket": {"name": "sam_vit_t", "changes": {}}, "global_step": 5, "loops": {}}
+    if ranks is None:
+        torch.save(content | {"state_dict": state, "optimizer_states": [], "lr_schedulers": []}, path)
+        return checkpoint.recorded(path)
+    (path / "checkpoint").mkdir(parents=True)
+    (path / "latest").write_text("checkpoint")
+    torch.save(content | {"module": state, "dp_world_size": ranks}, path / "checkpoint" / MODEL_STATES)
+    for rank in range(ranks):
+        torch.save({}, path / "checkpoint" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    return checkpoint.recorded(path)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "strategy", "world", "said"),
+    [
+        (None, "deepspeed_stage_1", 1, "was saved by DDP or a single device and place.strategy=deepspeed_stage_1"),
+        (None, "deepspeed_stage_2", 2, "was saved by DDP or a single device and place.strategy=deepspeed_stage_2"),
+        (2, "ddp", 2, "was saved by DeepSpeed and place.strategy=ddp cannot go on from it: set the strategy"),
+        (1, "auto", 1, "was saved by DeepSpeed and place.strategy=auto cannot go on from it: set the strategy"),
+        (2, "deepspeed_stage_1", 1, "is split over 2 ranks and this start has 1: take as many"),
+        (1, "deepspeed_stage_2", 4, "is split over 1 ranks and this start has 4: take as many"),
+        (None, "auto", 8, None),
+        (None, "ddp", 1, None),
+        (2, "deepspeed_stage_1", 2, None),  # either stage goes on from the other's, exactly: see below
+        (2, "deepspeed_stage_2", 2, None),
+    ],
+)  # fmt: skip
+def test_who_can_go_on_from_whose_checkpoint(tmp_path, ranks, strategy, world, said):
+    training = resume(tmp_path / "last.ckpt", ranks)
+    if said is None:
+        fits(training, strategy, world)
+        return
+    with pytest.raises(UserError) as refusal:
+        fits(training, strategy, world)
+    assert f"{training.path} {said}" in str(refusal.value)
+    assert "or take its weights into another run (name=…, init_from=…)" in str(refusal.value)
 
 
 needs_deepspeed = pytest.mark.skipif(
@@ -121,17 +179,41 @@ def test_deepspeed_keeps_what_is_frozen(no_slurm, tmp_path, deepspeed_env, stage
 @pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2])
-def test_deepspeed_trains_saves_a_folder_and_resumes(no_slurm, tmp_path, deepspeed_env, stage):
-    assert isinstance(place(**ARGS | {"strategy": f"deepspeed_stage_{stage}"})["strategy"], CPUDeepSpeed)
+def test_deepspeed_resumes_under_either_stage_and_runs_no_code(no_slurm, tmp_path, deepspeed_env, stage):
+    assert isinstance(place(Place(**ARGS | {"strategy": f"deepspeed_stage_{stage}"}))["strategy"], CPUDeepSpeed)
     data = toy_shards(tmp_path / "data", 6)
-    strategy = f"deepspeed_stage_{stage}"
-    first = frisket(
-        "train", *toy_run(data, tmp_path, strategy=strategy, max_steps=4, checkpoint_every=2), **deepspeed_env
-    )
+
+    def train(name: str, stage: int, steps: int) -> subprocess.CompletedProcess[str]:
+        settings = {"strategy": f"deepspeed_stage_{stage}", "max_steps": steps, "checkpoint_every": 2}
+        return frisket("train", *toy_run(data, tmp_path, **settings), f"name={name}", **deepspeed_env)
+
+    def losses(name: str) -> list[tuple[str, str]]:
+        return [(row["step"], row["train/loss"]) for row in read_csv(RunFiles(tmp_path / name).metrics)]
+
+    first = train("same", stage, 4)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert (tmp_path / "train_sam" / "checkpoints" / "last.ckpt").is_dir()
-    again = frisket(
-        "train", *toy_run(data, tmp_path, strategy=strategy, max_steps=6, checkpoint_every=2), **deepspeed_env
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "continuing from" in again.stdout and "finished at step 6" in again.stdout
+    for name in ("other", "evil"):
+        shutil.copytree(tmp_path / "same", tmp_path / name)
+    for name, chosen in (("same", stage), ("other", 3 - stage)):
+        again = train(name, chosen, 6)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "continuing from" in again.stdout and "finished at step 6" in again.stdout
+    assert len(losses("same")) == 6
+    assert losses("other") == losses("same")
+
+    for part in RunFiles(tmp_path / "evil").checkpoints.rglob("*_optim_states.pt"):
+        torch.save(torch.load(part, weights_only=False) | {"harm": Harmful(tmp_path / "harm")}, part)
+    refused = train("evil", stage, 6)
+    assert refused.returncode == 2
+    assert "set trust=true if you trust who wrote it" in refused.stderr
+    assert not (tmp_path / "harm").exists()
+
+
+class Harmful:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.folder,)

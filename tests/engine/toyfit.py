@@ -136,7 +136,7 @@ def killed_after_rename(work: Callable[[], object], number: int) -> bool:
     return status != 0
 
 
-def ranks(work: Callable[[int], int], seconds: float = 60) -> list[int]:
+def ranks(work: Callable[[int], int], seconds: float = 200) -> list[int]:
     """Do work(rank) in two processes that have torchrun's environment; their exit codes (negative: the signal)."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

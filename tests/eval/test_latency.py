@@ -123,16 +123,20 @@ def test_a_limit_counts_photographs_and_nothing_is_measured_twice() -> None:
 
 
 def test_the_clock_counts_seconds_and_a_part_is_told_in_milliseconds(tiny_sam: Sam) -> None:
-    assert 0.02 <= timer(torch.device("cpu"))(lambda: time.sleep(0.02)) < 2
-    assert 0.04 <= timer(torch.device("cpu"))(lambda: time.sleep(0.02), 2) < 4
+    """Bounds that hold on the busiest machine: never less than the sleep inside, never more than the clock around."""
+    for number in (1, 2):
+        start = time.perf_counter()
+        told = timer(torch.device("cpu"))(lambda: time.sleep(0.02), number)
+        assert 0.02 * number <= told <= time.perf_counter() - start
     assert timer(torch.device("cpu"), one_thread=True)(lambda: time.sleep(0.2)) < 0.2  # it did not compute
     one = photo(np.zeros((64, 64, 3), np.uint8), 64, torch.device("cpu"), 0)
     with torch.inference_mode():
         subject = Subject(tiny_sam, [one])
+        subject.sam.image_encoder.register_forward_pre_hook(lambda *_: time.sleep(0.005))
         start = time.perf_counter()
         told = subject.time("encoder", warmup=0, repeats=20)
-    passed = 1e3 * (time.perf_counter() - start)
-    assert 0.3 * passed < sum(told["samples"]) <= passed
+    assert min(told["samples"]) >= 5
+    assert sum(told["samples"]) <= 1e3 * (time.perf_counter() - start)
 
 
 @pytest.mark.gpu
