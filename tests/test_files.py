@@ -34,6 +34,24 @@ def test_error_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, error: type
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_the_data_are_synced_before_the_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut may leave an empty file under the final name, or neither name."""
+    done: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(f"synced {os.readlink(f'/proc/self/fd/{descriptor}')}")
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(os, "replace", lambda *paths: rename(*paths) or done.append(f"renamed {paths[0]}"))
+    write_text(tmp_path / "a.txt", "whole")
+    tmp = tmp_path / f".a.txt.{os.getpid()}.tmp"
+    assert done == [f"synced {tmp}", f"renamed {tmp}", f"synced {tmp_path}"]
+
+
 def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     for content in ("one", "two"):
         with atomic(tmp_path / "run") as tmp:

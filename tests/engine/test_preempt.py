@@ -95,6 +95,34 @@ def test_a_kill_after_any_rename_loses_no_row_no_sample_and_no_step(tmp_path):
     assert number > 7
 
 
+def test_the_folder_of_checkpoints_is_synced_after_every_rename_in_it(tmp_path, monkeypatch):
+    """A power cut may otherwise undo the renames, and take the only name of a checkpoint away."""
+    folder, done = RunFiles(tmp_path).checkpoints, []
+    fsync, rename = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append("sync" if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == folder else "")
+
+    def renamed(*paths: os.PathLike[str]) -> None:
+        rename(*paths)
+        done.append(Path(paths[1]).name if Path(paths[1]).parent == folder else "")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    fit(tmp_path, steps=4)  # saved at 2 and 4
+    written = [".last.ckpt.new", "sync"]
+    assert [name for name in done if name] == [
+        *written,
+        "last.ckpt",
+        "sync",
+        *written,
+        "previous.ckpt",
+        "last.ckpt",
+        "sync",
+    ]
+
+
 def test_ranks_agree_when_one_of_them_is_asked(tmp_path):
     """With gloo, in two processes: at a step, and before the first one, where they start with skew."""
 
