@@ -65,7 +65,7 @@ class Throughput(L.Callback):
         """What follows from now until the next batch starts is waiting for data."""
         self._mark = time.perf_counter()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Ask the recipe for its FLOPs per image, where a known GPU makes an MFU of them."""
         if trainer.strategy.root_device.type == "cuda":
             self._peak = peak_flops(torch.cuda.get_device_name(trainer.strategy.root_device))
@@ -216,7 +216,7 @@ class Gallery(L.Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_image("gallery", [str(path)], step=step - 1)  # our logger counts from 1
 
-    def _load(self, trainer: L.Trainer) -> list[Batch]:
+    def _load(self, trainer: Any) -> list[Batch]:
         if self._batches is None:
             self._batches, count = [], 0
             loader = trainer.datamodule.val_dataloader() if trainer.enable_validation else None

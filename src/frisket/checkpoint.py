@@ -122,8 +122,9 @@ def recorded(training: Path) -> Resume:
 
 def guarded(resume: Resume | None, trust: bool = False) -> contextlib.AbstractContextManager[Any]:
     """Within this context a DeepSpeed checkpoint that training goes on from is read weights-only, unless `trust`."""
-    split = resume is not None and resume.ranks is not None
-    return deepspeed.guarded(resume.path, trust) if split else contextlib.nullcontext()
+    if resume is None or resume.ranks is None:
+        return contextlib.nullcontext()
+    return deepspeed.guarded(resume.path, trust)
 
 
 def newest(run_dir: Path | str) -> Resume | None:

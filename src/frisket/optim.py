@@ -48,9 +48,7 @@ def adamw(
         {"params": decay, "weight_decay": config.weight_decay},
         {"params": spared, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.lr, betas=tuple(config.betas), fused=True
-    )
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
     # A fused AdamW offers to unscale fp16 gradients itself, and Lightning then refuses to clip them, in bf16 too, where
     # nothing is scaled. Without the offer they are unscaled before clipping, as for any other optimizer.
     optimizer._step_supports_amp_scaling = False

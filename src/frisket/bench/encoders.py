@@ -9,7 +9,9 @@ embedding. Weights are random: the two encoders do not compute the same function
 not how well it sees.
 """
 
+from collections.abc import Iterable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from torch import Tensor
 from frisket.bench.attention import difference
 from frisket.bench.harness import Case, Row, Setting, at_least, at_most
 from frisket.kernels.dilated import dense_reference
+from frisket.models import lightening, vit
 from frisket.models.blocks import resample_position, resample_relative, window_merge, window_partition
 from frisket.models.lightening import LighteningConfig, LighteningEncoder
 from frisket.models.vit import Attention, ImageEncoderViT, ViTConfig
@@ -52,7 +55,7 @@ def plain_vit(encoder: ImageEncoderViT, x: Tensor) -> Tensor:
     """SAM's image encoder as shipped, on the weights of ours: (B, 3, S, S) -> (B, 256, S/16, S/16)."""
     x = encoder.patch_embed(x)
     x = x + resample_position(encoder.pos_embed, (x.shape[1], x.shape[2]))
-    for block in encoder.blocks:
+    for block in cast(Iterable[vit.Block], encoder.blocks):  # torch's types: modules only
         y = block.norm1(x)
         if block.window:
             windows = plain_attention(block.attn, window_partition(y, block.window))
@@ -70,7 +73,7 @@ def dense_lightening(encoder: LighteningEncoder, x: Tensor) -> Tensor:
     x = encoder.patch_embed(x)
     b, h, w, c = x.shape
     x = x + resample_position(encoder.pos_embed, (h, w))
-    for number, block in enumerate(encoder.blocks):
+    for number, block in enumerate(cast(Iterable[lightening.Block], encoder.blocks)):
         layout, y = config.layout(number, (h, w)), block.norm1(x).reshape(b, h * w, c)
         q, k, v = (
             project(y).unflatten(-1, (config.heads, -1)) for project in (block.attn.q, block.attn.k, block.attn.v)
@@ -82,7 +85,7 @@ def dense_lightening(encoder: LighteningEncoder, x: Tensor) -> Tensor:
             segment=layout.segment,
             dilation=layout.dilation,
             grid=(h, w),
-            offsets=config.offsets,  # type: ignore[arg-type]
+            offsets=config.offsets,
             order=layout.order,
             window=layout.window,
         )

@@ -43,7 +43,7 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[d
         sheet = Image.new("L", (width, height))
         outline = np.stack([x + reach * np.cos(angle), y + reach * np.sin(angle)], axis=1)
         ImageDraw.Draw(sheet).polygon([tuple(point) for point in outline], fill=1)
-        rle = coco_mask.encode(np.asfortranarray(np.asarray(sheet)))
+        rle: Any = coco_mask.encode(np.asfortranarray(np.asarray(sheet)))
         found.append({"size": [height, width], "counts": rle["counts"].decode("ascii")})
     return found
 
@@ -55,7 +55,7 @@ def photograph(rng: np.random.Generator, quick: bool) -> tuple[bytes, tuple[int,
     if genuine:
         jpg = genuine[0].read_bytes()
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpg)
-        return jpg, (height, width), f"SA-1B's {genuine[0].name}"
+        return jpg, (int(height), int(width)), f"SA-1B's {genuine[0].name}"
     height, width = (120, 180) if quick else (1500, 2250)
     pixels = np.full((height, width, 3), 128.0)
     for cells, strength in ((3, 60.0), (height // 25, 20.0), (height // 5, 5.0)):  # shading, objects, texture
@@ -66,7 +66,7 @@ def photograph(rng: np.random.Generator, quick: bool) -> tuple[bytes, tuple[int,
     return encode_jpeg(pixels, quality=95, chroma="420"), (height, width), "a made photograph"
 
 
-def annotations(rles: list[dict[str, Any]], size: tuple[int, int]) -> bytes:
+def annotations(rles: list[Any], size: tuple[int, int]) -> bytes:
     """An SA-1B json of these masks."""
     items = [
         {
@@ -85,7 +85,7 @@ def annotations(rles: list[dict[str, Any]], size: tuple[int, int]) -> bytes:
     return json.dumps({"image": image, "annotations": items}).encode()
 
 
-def decode_and_index(rles: list[dict[str, Any]], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def decode_and_index(rles: list[Any], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Every mask in full by pycocotools, then the grid's pixels of it: uint8 (M, h, w); -1 as an index gives 0."""
     grids = np.zeros((len(rles), len(rows), len(columns)), np.uint8)
     h, w = int((rows >= 0).sum()), int((columns >= 0).sum())

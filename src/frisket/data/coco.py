@@ -44,7 +44,7 @@ class Objects:
     annotated; crowd: bool (M,); categories, ids: int64 (M,).
     """
 
-    rles: list[dict[str, Any]]
+    rles: list[Any]
     boxes: np.ndarray
     areas: np.ndarray
     crowd: np.ndarray

@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import braceexpand
 import numpy as np
 import torch.utils.data
-import webdataset
+from webdataset.writer import TarWriter
 
 from frisket.data.index import PAIR, build_index
 from frisket.errors import UserError
@@ -249,7 +249,7 @@ class TarOut:
             self._sink = _Sink(open(self._atomic.__enter__(), "wb"))  # noqa: SIM115  # open until close()
         except OSError as error:
             raise self._sentence(error) from error
-        self._tar = webdataset.TarWriter(self._sink, encoder=False, mtime=0, user="frisket")
+        self._tar = TarWriter(cast(Any, self._sink), encoder=False, mtime=0, user="frisket")
 
     def write(self, sample: dict[str, Any]) -> None:
         """Append {"__key__": key, ext: bytes, …}; all samples of a shard must have the same extensions."""

@@ -14,9 +14,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.gopen import set_options
+from webdataset.filters import shuffle
+from webdataset.gopen import gopen, set_options
+from webdataset.pipeline import DataPipeline
+from webdataset.shardlists import ResampledShards
 
 from frisket.data.pairs import read_stream
 from frisket.data.sampler import SKIP_LIMIT, TIMEOUT, Failure, dead_workers_are_a_sentence
@@ -49,10 +51,10 @@ class Stream(IterableDataset):
         worker = get_worker_info()
         seeds = (self.seed, self.number, self.rank, worker.id if worker else 0)
         draw = int(np.random.SeedSequence(seeds).generate_state(1)[0])
-        raws = webdataset.DataPipeline(
-            webdataset.ResampledShards(self.urls, seed=draw, deterministic=True, worker_seed=lambda: 0),
+        raws = DataPipeline(
+            ResampledShards(self.urls, seed=draw, deterministic=True, worker_seed=lambda: 0),
             self._records,
-            webdataset.shuffle(self.buffer, initial=self.buffer // 4, rng=random.Random(draw)),
+            shuffle(self.buffer, initial=self.buffer // 4, rng=random.Random(draw)),
         )
         batch: list[Any] = []
         try:
@@ -78,7 +80,7 @@ class Stream(IterableDataset):
             def reject(key: str, reason: str, url: str = url) -> None:
                 self._pass(UserError(f"shard {url}{' ' if key == '*' else f', sample {key}: '}{reason}"))
 
-            with webdataset.gopen(url) as stream:
+            with gopen(url) as stream:
                 # not to be read to its end is no failure of a command
                 set_options(stream, ignore_status=[0, 23, 141, -signal.SIGPIPE])
                 for key, pair in read_stream(stream, url, reject):

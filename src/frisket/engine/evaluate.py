@@ -289,9 +289,11 @@ def log_to_wandb(config: TaskConfig, verdict: Verdict) -> None:
         return
     print(sentence)
     for label, numbers in verdict.numbers.items():
-        shown = {f"eval/{config.task}/{label}/{k}": v for k, v in numbers.items() if isinstance(v, int | float)}
+        shown: dict[str, float] = {
+            f"eval/{config.task}/{label}/{k}": v for k, v in numbers.items() if isinstance(v, int | float)
+        }
         logger.log_metrics(shown, 0)
-    logger.close()  # type: ignore[attr-defined]
+    logger.close()
 
 
 def _on_gpu(models: dict[str, Sam]) -> bool:

@@ -24,7 +24,7 @@ from frisket.data.module import ShardData
 from frisket.engine import signals
 from frisket.engine.batch import Division, Recount, divide
 from frisket.engine.preempt import Preempt, Stopped, exit_code
-from frisket.engine.rundir import CsvLog, RunDir, wandb_log
+from frisket.engine.rundir import CsvLog, RunDir, WandbCurve, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
 from frisket.engine.strategy import exits_for_all, fits, place, quiet
 from frisket.errors import UserError, warn
@@ -230,5 +230,5 @@ def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir, metrics: dict[st
 def _finalize(trainer: L.Trainer) -> None:
     """Close W&B before any requeue: Slurm kills the step soon after."""
     for logger in trainer.loggers:
-        if trainer.is_global_zero and hasattr(logger, "close"):
+        if trainer.is_global_zero and isinstance(logger, WandbCurve):
             logger.close()

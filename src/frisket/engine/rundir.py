@@ -224,7 +224,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [{key: value or "" for key, value in row.items()} for row in rows]
 
 
-def wandb_log(run: RunDir, *, mode: str, project: str, config: dict[str, Any]) -> tuple[Logger | None, str]:
+def wandb_log(run: RunDir, *, mode: str, project: str, config: dict[str, Any]) -> tuple["WandbCurve | None", str]:
     """Return the W&B logger for `run` (None: off) and a sentence for the log about the mode that was chosen.
 
     `mode`: online, offline, off or auto (online when there is a key and the server answers within two seconds, else

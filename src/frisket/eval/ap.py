@@ -69,7 +69,7 @@ class Objects:
         """Those that have an area, crowd or not: LVIS' truth."""
         kept = np.flatnonzero(self.areas > 0)
         return Objects(
-            [self.shapes[i] for i in kept], self.areas[kept], self.categories[kept], np.zeros(len(kept), bool),
+            [self.shapes[i] for i in kept.tolist()], self.areas[kept], self.categories[kept], np.zeros(len(kept), bool),
             self.negative, self.not_exhaustive,
         )  # fmt: skip
 
@@ -103,7 +103,7 @@ def matched(detected: Detected, truth: Objects, rules: Rules) -> Matches:
     for category in np.intersect1d(categories, truth.categories):
         mine, theirs = np.flatnonzero(categories == category), np.flatnonzero(truth.categories == category)
         crowd = truth.ignore[theirs]
-        shapes = [detected.shapes[i] for i in order[mine]], [truth.shapes[i] for i in theirs]
+        shapes = [detected.shapes[i] for i in order[mine]], [truth.shapes[i] for i in theirs.tolist()]
         winner = greedy(np.asarray(coco_mask.iou(*shapes, crowd.astype(np.uint8))), ignored_truth[:, theirs], crowd)
         hit[:, :, mine] = winner >= 0
         for a, of_area in enumerate(winner):

@@ -307,7 +307,7 @@ def choose(prediction: Prediction, boxes: Tensor, output: str) -> tuple[Tensor, 
     return prediction.pick((both / either.clamp(min=1)).argmax(dim=1))
 
 
-def filled(item: Item) -> tuple[list[dict[str, Any]], np.ndarray]:
+def filled(item: Item) -> tuple[list[Any], np.ndarray]:
     """The baseline: every box itself as the mask, with score 1."""
     if not len(item.boxes):
         return [], np.zeros(0)
@@ -350,5 +350,5 @@ def _text(shape: dict[str, Any]) -> dict[str, Any]:
     return {"size": list(shape["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
-def _decoded(rles: list[Any]) -> Tensor:
+def _decoded(rles: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(coco_mask.decode(rles), -1, 0))).bool()

@@ -19,6 +19,8 @@ class MaskIoU(Metric):
     """
 
     full_state_update = False
+    total: Tensor
+    count: Tensor
 
     def __init__(self, *, shared_borders: bool = False, gathered: bool = False) -> None:
         super().__init__(sync_on_compute=not gathered)

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -50,7 +50,7 @@ def _coco(truth: Path, results: list[dict[str, Any]], images: Sequence[int]) -> 
     for note in coco.dataset["annotations"]:
         note.setdefault("iscrowd", 0)  # LVIS' files have none
     coco.createIndex()
-    run = COCOeval(coco, coco.loadRes([dict(row) for row in results]), "segm")
+    run = COCOeval(coco, coco.loadRes(cast(Any, [dict(row) for row in results])), "segm")
     run.params.imgIds = sorted(images)
     run.evaluate()
     run.accumulate()

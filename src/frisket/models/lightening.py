@@ -134,7 +134,7 @@ class LighteningEncoder(nn.Module):
     `attn.q/k/v`)."""
 
     no_decay = ("pos_embed",)
-    may_differ = ("backend",)
+    may_differ: tuple[str, ...] = ("backend",)
     settings_of = staticmethod(plain_vit)
 
     def __init__(self, config: LighteningConfig | None = None) -> None:

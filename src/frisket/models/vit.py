@@ -155,7 +155,7 @@ class ImageEncoderViT(nn.Module):
     """
 
     no_decay = ("pos_embed",)
-    may_differ = ()
+    may_differ: tuple[str, ...] = ()
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

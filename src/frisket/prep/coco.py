@@ -11,7 +11,7 @@ Source  COCO (Lin et al., arXiv 1405.0312); the filters are our choice.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def units(config: Config) -> list[Unit]:
     ]
 
 
-def _stamp(rows: list[Any]) -> str:
+def _stamp(rows: Sequence[Any]) -> str:
     sizes = [Path(row[1]).stat().st_size for row in rows]
     return hashlib.sha256(json.dumps([rows, sizes]).encode()).hexdigest()
 

@@ -12,7 +12,7 @@ Source  our choice.
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def _id(stem: str) -> int:
     return int.from_bytes(hashlib.sha256(stem.encode(errors="surrogateescape")).digest()[:4], "big")
 
 
-def _stamp(rows: list[tuple[str, str, list[str]]]) -> str:
+def _stamp(rows: Sequence[tuple[str, str, list[str]]]) -> str:
     files = [(Path(name).name, Path(name).stat().st_size) for _, photo, pngs in rows for name in (photo, *pngs)]
     return hashlib.sha256(repr(files).encode()).hexdigest()
 

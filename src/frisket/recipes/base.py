@@ -7,10 +7,10 @@ step, rank, keys), so a resumed run repeats an uninterrupted one without storing
 
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
@@ -125,8 +125,9 @@ class Recipe(L.LightningModule):
         self.config = config
         self.resume = resume
         self.sam = self.build_sam()
-        self.val_iou = nn.ModuleDict({name: MaskIoU() for name in PROMPTS})
-        self.val_mean = nn.ModuleDict({name: Mean() for name in CURVES})
+        # torch's types know a ModuleDict's entries as modules only
+        self.val_iou = cast(Mapping[str, MaskIoU], nn.ModuleDict({name: MaskIoU() for name in PROMPTS}))
+        self.val_mean = cast(Mapping[str, Mean], nn.ModuleDict({name: Mean() for name in CURVES}))
         self._parts: tuple[int, list[dict[str, Tensor]]] = (-1, [])  # what the batches of this step reported
         self.train()  # a loaded Sam comes in eval mode, and Lightning's fit keeps the modes it finds
 

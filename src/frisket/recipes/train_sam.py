@@ -4,11 +4,14 @@ Run `frisket train configs/train_sam.yaml`. The loss is 20 focal + 1 dice + 1 (p
 interactive session; see recipes/interactive.py. It gives the demo its teacher, and labs a supervised baseline.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from frisket.models.mask_decoder import TwoWayBlock
 from frisket.models.sam import Sam
 from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model
 from frisket.recipes.interactive import InteractiveConfig, interactive_loss, unused_parts
@@ -69,7 +72,7 @@ class Module(Recipe):
 def begin(sam: Sam, start: StartConfig) -> Sam:
     """`sam`, its random weights changed in place as `start` says."""
     sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(start.position_scale)
-    layers = sam.mask_decoder.transformer.layers
+    layers = cast(Sequence[TwoWayBlock], sam.mask_decoder.transformer.layers)  # torch's types: modules only
     tied = [(layer.cross_attn_image_to_token, start.attention_gain) for layer in layers]
     for attention, gain in [*tied, (layers[0].self_attn, start.token_gain)]:
         if gain:
