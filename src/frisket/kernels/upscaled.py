@@ -153,12 +153,27 @@ class Axis:
 
 
 @lru_cache(maxsize=16)
-def axis(frame: Frame, dim: int, device: torch.device) -> Axis:
-    """Blocks of the rows (dim 0) or columns (dim 1). The weights are read off the enlargement of single cells."""
+def enlargement(frame: Frame, dim: int, device: torch.device) -> Tensor:
+    """(pixels, G): how much of each cell a row (dim 0) or column (dim 1) of the photograph holds, read off the
+    enlargement of single cells."""
     side, length = frame.grid, frame.original[dim]
     unit = torch.eye(side, device=device)[:, :, None]
     response = bilinear_twice(unit, padded=(frame.side, 1), valid=(frame.size[dim], 1), original=(length, 1))
-    response = response.reshape(side, length).T
+    return response.reshape(side, length).T
+
+
+def lattice(low: Tensor, frame: Frame, rows: Tensor, columns: Tensor) -> Tensor:
+    """Masks (N, G, G) at the crossings of long `rows` (R,) and `columns` (C,) of the photograph: (N, R, C), what
+    `upscale_logits` has there, to rounding."""
+    down, across = (enlargement(frame, dim, low.device)[at] for dim, at in ((0, rows), (1, columns)))
+    return down @ low.float() @ across.T
+
+
+@lru_cache(maxsize=16)
+def axis(frame: Frame, dim: int, device: torch.device) -> Axis:
+    """Blocks of the rows (dim 0) or columns (dim 1)."""
+    side, length = frame.grid, frame.original[dim]
+    response = enlargement(frame, dim, device)
     used = response != 0
     first = used.int().argmax(dim=1).clamp(max=side - 3)
     last = side - 1 - used.flip(1).int().argmax(dim=1)
