@@ -3,6 +3,7 @@
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,14 +80,23 @@ def test_a_place_never_changes_the_experiment(place: Path) -> None:
     assert other == []
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def idle(kind: type, given: dict[str, Any], needed: list[str]) -> list[str]:
+    """The keys of a YAML that say what its schema says anyway."""
+    choice = {key: value for key, value in given.items() if key in ("recipe", "task", "source")}
+    words = [*(f"{key}={value}" for key, value in choice.items()), *needed]
+    defaults = config.flatten(config.load(kind, [], words))
+    return [
+        key for key, value in config.flatten(given).items() if key not in choice and defaults.get(key, ...) == value
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_no_key_equals_its_default(path: Path) -> None:
     """What a YAML says is what makes this run; `frisket show` prints the rest."""
-    kind = schema(path)
-    choice = [f"{key}={value}" for key, value in config.read(path).items() if key in ("recipe", "task", "source")]
-    defaults = config.flatten(config.load(kind, [], [*choice, *needed(path)]))
-    given = {key: value for key, value in config.flatten(config.read(path)).items() if f"{key}={value}" not in choice}
-    assert [key for key, value in given.items() if key in defaults and defaults[key] == value] == []
+    given = config.read(path)
+    assert idle(schema(path), given, needed(path)) == []
+    for name, part in given.get("tasks", {}).items():  # a suite's tasks have schemas of their own
+        assert idle(TASKS.find(name).Config, part, ["checkpoint=[x]"]) == [], name
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
