@@ -148,10 +148,12 @@ needs_deepspeed = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def deepspeed_env(tmp_path_factory):
     """The environment of a run: DeepSpeed compiles a small extension at its first start, here once for all tests."""
-    return {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path_factory.mktemp("extensions"))}
+    made = os.environ.get("TORCH_EXTENSIONS_DIR") or str(tmp_path_factory.mktemp("extensions"))
+    return {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": made}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the compiler's time
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2])
 def test_deepspeed_keeps_what_is_frozen(no_slurm, tmp_path, deepspeed_env, stage):
@@ -177,6 +179,7 @@ def test_deepspeed_keeps_what_is_frozen(no_slurm, tmp_path, deepspeed_env, stage
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the compiler's time
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2])
 def test_deepspeed_resumes_under_either_stage_and_runs_no_code(no_slurm, tmp_path, deepspeed_env, stage):
