@@ -124,7 +124,7 @@ def test_the_folder_of_checkpoints_is_synced_after_every_rename_in_it(tmp_path, 
 
 
 def test_ranks_agree_when_one_of_them_is_asked(tmp_path):
-    """With gloo, in two processes: at a step, and before the first one, where they start with skew."""
+    """With gloo, in two processes: at a step, before the first one, where they start with skew, and in validation."""
 
     def asked_at_3(rank: int) -> int:
         left, _ = fit(tmp_path, *([Ask(3)] if rank == 1 else []), devices=2)
@@ -141,6 +141,12 @@ def test_ranks_agree_when_one_of_them_is_asked(tmp_path):
         return -1 if left is None else left
 
     assert ranks(asked_at_once) == [3, 3]
+
+    def asked_in_validation(rank: int) -> int:
+        left, _ = fit(tmp_path / "validation", *([Ask(3, validating=True)] if rank == 1 else []), devices=2)
+        return -1 if left is None else left
+
+    assert ranks(asked_in_validation) == [3, 3]
 
 
 def test_ranks_that_read_different_checkpoints_stop(tmp_path):

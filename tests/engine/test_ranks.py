@@ -29,7 +29,9 @@ def test_all_ranks_of_a_second_job_leave_when_rank_0_is_refused(tmp_path):
         assert ranks(lambda rank: opened(tmp_path, "another process is training in")) == [2, 2]
     finally:
         first.close()
-    assert ranks(lambda rank: opened(tmp_path, "")) == [0, 0]  # what that job left behind refuses nobody
+    assert first.refused.exists()
+    assert ranks(lambda rank: opened(tmp_path, "")) == [0, 0]
+    assert not first.refused.exists()
 
 
 def test_a_rank_whose_rank_0_died_before_it_opened_the_run_says_so(tmp_path, monkeypatch):
