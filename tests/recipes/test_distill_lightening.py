@@ -8,7 +8,7 @@ import lightning as L
 import plugged
 import pytest
 import torch
-from tinyfit import changed, compare_golden, falls, settle, snapshot
+from tinyfit import changed, compare_golden, falls, settle, snapshot, trainer_of
 
 from frisket import checkpoint, plugins
 from frisket.data.module import ShardData
@@ -249,6 +249,40 @@ def test_loss_falls_and_repeats_the_golden_curve(recipe, fit: Fit) -> None:
     assert falls(losses)
     curve, _ = fit(recipe(), 20)
     compare_golden("distill_lightening", curve, tolerance=0.02)
+
+
+def test_what_has_no_weight_yet_takes_no_step(recipe, fit: Fit) -> None:
+    """Else Adam, grown used to nothing, would move a layer that joins by several times the rate."""
+    module = recipe(stage_steps=3)
+    before = snapshot(module)
+    _, trainer = fit(module, 4)  # the second pair's weight is 0 at steps 0 to 3
+    second = {name for name, _ in module.named_parameters() if name.startswith("projections.1.")}
+    assert second and not second & changed(before, module)
+    stepped = trainer.optimizers[0].state
+    assert not any(parameter in stepped for parameter in module.projections[1].parameters())
+    assert all(parameter in stepped for parameter in module.projections[0].parameters())
+    module = recipe(stage_steps=3)
+    _, trainer = fit(module, 6)
+    assert second <= changed(before, module)
+    assert [int(trainer.optimizers[0].state[p]["step"]) for p in module.projections[1].parameters()] == [2, 2]
+
+
+def test_a_longer_run_keeps_the_stages_first_planned(
+    recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = recipe()
+    data = ShardData(first.config.data)
+    trainer = trainer_of(tmp_path, 10)
+    trainer.fit(first, datamodule=data)
+    assert "in the 20 steps first planned: a layer joins every 3 steps" in capsys.readouterr().out
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    first.config.trainer.max_steps = 200
+    again = Module(first.config, checkpoint.recorded(tmp_path / "last.ckpt"))
+    asked: list[tuple[list[float], float]] = []
+    again.weights = lambda: asked.append(Module.weights(again)) or asked[-1]  # type: ignore[method-assign]
+    trainer_of(tmp_path, 11).fit(again, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert "20 steps first planned, kept though trainer.max_steps=200" in capsys.readouterr().out
+    assert asked[0] == layer_weights(10, 2, steps=20, config=first.config.distill)
 
 
 def test_the_projections_are_not_in_the_model(recipe, fit: Fit, tmp_path: Path) -> None:

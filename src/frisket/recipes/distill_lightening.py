@@ -10,12 +10,15 @@ Ablations: `distill.schedule=neck` (MobileSAM's plain embedding distillation), `
 
 The teacher is held outside the module tree: it is in no checkpoint, no optimizer and no DDP bucket. Stored embeddings
 (`data.embeddings`) replace its neck; with `schedule=neck` its encoder then never runs. The projections P_k live in the
-training checkpoint (resume is exact) and are dropped from model.pt. Prompt encoder and decoder are the teacher's,
-frozen: the encoder is distilled with the decoder out of the loop ("decoupled"); `finetune_decoder` aligns it later.
+training checkpoint (resume is exact) and are dropped from model.pt; so does the number of steps first planned, which
+the schedule counts in: raising `trainer.max_steps` later does not move a cascade backwards. What has no weight yet
+takes no optimizer step, so that Adam begins there when it joins (DeepSpeed steps all it holds). Prompt encoder and
+decoder are the teacher's, frozen: the encoder is distilled with the decoder out of the loop ("decoupled");
+`finetune_decoder` aligns it later.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +45,13 @@ class DistillConfig:
     teacher_blocks: list[int] = field(default_factory=list)
     """Their partners; empty: those at the same relative depth."""
     stage_steps: int = field(default=0, metadata={"least": 0})
-    """Steps one focus layer has before the next joins; 0: 15 % of the run."""
+    """Steps one focus layer has before the next joins; 0: 15 % of the steps first planned."""
     layer_floor: float = field(default=0.1, metadata={"least": 0})
     """A layer's weight once the cascade has moved on."""
     neck_floor: float = field(default=0.2, metadata={"least": 0})
     """The neck's weight before its turn."""
     neck_full: float = field(default=2 / 3, metadata={"least": 0})
-    """From this share of the run the neck's weight is 1."""
+    """From this share of the steps first planned the neck's weight is 1."""
     deeper_is_heavier: bool = True
     """Layer k of K weighs k / K."""
     normalize_teacher: bool = True
@@ -94,7 +97,7 @@ def focus_pairs(student_depth: int, teacher_depth: int, config: DistillConfig) -
 
 
 def layer_weights(step: int, count: int, *, steps: int, config: DistillConfig) -> tuple[list[float], float]:
-    """Return ([a_1 d_1, …, a_K d_K], a_neck) at `step` of `steps` for K = `count` focus pairs.
+    """Return ([a_1 d_1, …, a_K d_K], a_neck) at `step` of `steps` first planned, for K = `count` focus pairs.
 
     cascade: with u = step / stage, pair k rises over u in (k-1, k), then falls by half per stage to layer_floor; the
     neck rises over u in (K, K+1) from neck_floor and is 1 for the last part of the run. constant: all 1 (times d_k).
@@ -129,6 +132,7 @@ class Module(Recipe):
 
     def build_sam(self) -> Sam:
         config = self.config
+        self.planned = config.trainer.max_steps
         teacher = checkpoint.load(config.teacher, trust=config.trust).requires_grad_(False).eval()
         self.teachers = [teacher]  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
         sam = self.initial()
@@ -164,14 +168,31 @@ class Module(Recipe):
     def on_fit_start(self) -> None:
         self.teachers = [self.teacher.to(self.device)]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["frisket"]["planned"] = self.planned
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.planned = checkpoint["frisket"].get("planned", self.planned)
+
+    def on_train_start(self) -> None:
+        distill, last = self.config.distill, self.config.trainer.max_steps
+        if distill.schedule == "cascade" and self.trainer.is_global_zero:
+            stage, whole = distill.stage_steps or 0.15 * self.planned, distill.neck_full * self.planned
+            kept = "" if last == self.planned else f", kept though trainer.max_steps={last}"
+            said = f"a layer joins every {stage:.0f} steps, the neck is whole from step {whole:.0f}"
+            print(f"cascade, in the {self.planned} steps first planned{kept}: {said}", flush=True)
+
+    def weights(self) -> tuple[list[float], float]:
+        """`layer_weights` of this step."""
+        return layer_weights(self.global_step, len(self.pairs), steps=self.planned, config=self.config.distill)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         config = self.config.distill
         images = self.sam.preprocess(batch.images, batch.sizes)
         neck, features = self.sam.image_encoder.forward_features(images, [s - 1 for s, _ in self.pairs])
         teacher_neck, teacher_features = self.teach(images, batch)
-        weights, neck_weight = layer_weights(
-            self.global_step, len(self.pairs), steps=self.config.trainer.max_steps, config=config
-        )
+        weights, neck_weight = layer_weights(self.global_step, len(self.pairs), steps=self.planned, config=config)
         seen = valid_tokens(batch, neck.shape[-1])
         terms = {"neck": feature_loss(neck.movedim(1, -1), teacher_neck.movedim(1, -1), valid=seen)}
         loss = neck_weight * terms["neck"]
@@ -190,6 +211,17 @@ class Module(Recipe):
             batch_size=batch.num_images,
         )
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """While a weight is 0, zero gradients become none. They were made all the same: DDP waits for every one."""
+        layers, neck = self.weights()
+        if all(layers) and neck:
+            return
+        graded = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm([p.grad for p in graded])).tolist() if graded else []
+        for parameter, norm in zip(graded, norms):
+            if norm == 0:
+                parameter.grad = None
 
     @torch.no_grad()
     def teach(self, images: Tensor, batch: Batch) -> tuple[Tensor, list[Tensor]]:
