@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-RUNS := $(subst _,-,$(patsubst slurm/%.sh,%,$(filter-out slurm/env.sh slurm/evaluate.sh,$(wildcard slurm/*.sh))))
+RUNS := $(subst _,-,$(patsubst slurm/%.sh,%,$(filter-out slurm/env.sh slurm/evaluate.sh slurm/study.sh,$(wildcard slurm/*.sh))))
 ARGS ?=
 # The demo's data: our synthetic photographs, or DATA=<BSDS500 folder>; each has its own folder, so both can be kept.
 DATA ?=
@@ -66,7 +66,7 @@ evaluate: $(READY)  ## judge a checkpoint: ARGS="checkpoint=… data=…"
 	$(if $(LOCAL),PATH="$(abspath $(BIN)):$$PATH" bash,sbatch) slurm/evaluate.sh $(ARGS)
 
 study: $(READY)  ## arms, seeds, one judge: STUDY=lightening (configs/studies/), again to go on
-	$(FRISKET) study studies/$(STUDY).yaml jobs=2 $(ARGS)
+	$(FRISKET) study $(STUDY:%=studies/%.yaml) jobs=2 $(ARGS)
 
 clean:  ## remove the demo's files and Python caches (never runs/ or .venv)
 	rm -rf demo/synthetic demo/bsds500 .pytest_cache .ruff_cache && find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -26,7 +26,7 @@ def test_it_parses_and_its_yaml_files_exist(script):
 
 @pytest.mark.parametrize("script", [p for p in SCRIPTS if p.name != "env.sh"], ids=lambda p: p.name)
 def test_it_calls_frisket_once(script):
-    assert len(re.findall(r"\bfrisket (train|eval|prep|predict|bench)\b", code(script))) == 1
+    assert len(re.findall(r"\bfrisket (train|eval|prep|predict|bench|study)\b", code(script))) == 1
 
 
 @pytest.mark.parametrize("script", RUNS, ids=lambda p: p.name)
@@ -56,12 +56,13 @@ def test_local_runs_the_command_here(script, tmp_path):
     assert done.returncode == 3, done.stderr
     assert words[-1] == "a=1" and "configs/on/slurm.yaml" not in words
     assert (ROOT / words[1]).is_file()
-    assert words[0] == "eval" or words[1] == f"configs/{script.stem}.yaml"
+    assert words[0] in ("eval", "study") or words[1] == f"configs/{script.stem}.yaml"
     done = subprocess.run(
         ["bash", f"slurm/{script.name}", "a=1"], cwd=tmp_path, env=env | {"FRISKET_ON": "a100"}, capture_output=True,
         text=True,
     )  # fmt: skip
-    assert done.stdout.splitlines() == [*words[:2], "configs/on/a100.yaml", "a=1"]
+    place = [] if words[0] == "study" else ["configs/on/a100.yaml"]  # a study says it for every cell, in its own YAML
+    assert done.stdout.splitlines() == [*words[:2], *place, "a=1"]
 
 
 @pytest.mark.parametrize("name", ["train-sam", "distill-lightening", "finetune-decoder"])

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from frisket.losses import logits_iou
 from frisket.models.sam import Sam
-from frisket.prompts import central_points
-from frisket.sample import FOREGROUND, Batch, Prompts, valid_cells, valid_tokens
+from frisket.prompts import box_corners, central_points
+from frisket.sample import FOREGROUND, IGNORED, Batch, Prompts, valid_cells, valid_tokens
 
 PROMPTS = ("box", "click1")
+AT_ONCE = 64
+"""Prompts decoded at once."""
 MEASURES = (
     *PROMPTS, *(f"{who}_{prompt}" for who in ("teacher", "agreement", "other") for prompt in PROMPTS), "neck_error"
 )  # fmt: skip
@@ -40,11 +42,24 @@ def curves(measures: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def prompts_of(batch: Batch) -> dict[str, Prompts]:
-    """{"box": the objects' boxes, "click1": one click each, at the innermost cell of its mask}."""
+def prompts_of(batch: Batch) -> Prompts:
+    """2 N prompts: the objects' boxes, then one click each, at the innermost cell of its mask.
+
+    A box is its two corners and a click's second point is ignored, so that both stand in one call of the decoder.
+    """
+    corners, corner_labels = box_corners(batch.boxes)
     clicks = central_points(batch.masks)[:, None]
-    labels = torch.full(clicks.shape[:2], FOREGROUND, dtype=torch.long, device=clicks.device)
-    return {"box": Prompts(boxes=batch.boxes), "click1": Prompts(points=clicks, labels=labels)}
+    labels = torch.tensor([FOREGROUND, IGNORED], device=clicks.device).expand(len(clicks), 2)
+    points = torch.cat([corners, torch.cat([clicks, torch.zeros_like(clicks)], dim=1)])
+    return Prompts(points=points, labels=torch.cat([corner_labels, labels]))
+
+
+def answers(sam: Sam, embeddings: Tensor, owners: Tensor, prompts: Prompts) -> Tensor:
+    """Logits (P, G, G) that `sam` believes in most, for P prompts about embeddings[owners]; so many at once that memory
+    stays small."""
+    parts = [slice(first, first + AT_ONCE) for first in range(0, max(1, len(owners)), AT_ONCE)]
+    every = [sam.decode(embeddings, owners[part], prompts[part], multimask=True).best()[0] for part in parts]
+    return torch.cat(every)
 
 
 def neck_errors(student: Tensor, teacher: Tensor, *, valid: Tensor) -> Tensor:
@@ -55,41 +70,26 @@ def neck_errors(student: Tensor, teacher: Tensor, *, valid: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compare(
-    student: Sam,
-    teacher: Sam | None,
-    batch: Batch,
-    *,
-    embeddings: Tensor | None = None,
-    others: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Per object (N,): the student's IoU by box and by click, the teacher's, their agreement, and the student's from
-    another photograph's embedding; per photograph (B,): "neck_error". Without a teacher only what needs none.
-
-    embeddings: the student's (B, D, h, w) of the batch, computed when None; others: long (B,), whose embedding each
-    photograph gets instead of its own; None takes the batch's next one, and of a single photograph none is measured.
+def compare(student: Sam, teacher: Sam | None, batch: Batch) -> dict[str, Tensor]:
+    """Per object (N,), one at least: the student's IoU by box and by click, the teacher's, their agreement, and the
+    student's from the embedding of the batch's next photograph; per photograph (B,): "neck_error". Without a teacher
+    only what needs none; of a single photograph nothing that needs another.
     """
-    mine = student.encode(batch.images, batch.sizes) if embeddings is None else embeddings
+    mine = student.encode(batch.images, batch.sizes)
     theirs = None if teacher is None else teacher.encode(batch.images, batch.sizes)
-    if others is None and batch.num_images > 1:
-        others = torch.arange(batch.num_images, device=mine.device).roll(-1)
+    prompts, owners, seen = prompts_of(batch), batch.image_index.repeat(len(PROMPTS)), mine
+    if batch.num_images > 1:  # the same prompts once more, about the next embeddings
+        seen, again = torch.cat([mine, mine.roll(-1, 0)]), torch.arange(len(owners), device=mine.device).repeat(2)
+        prompts, owners = prompts[again], torch.cat([owners, owners + batch.num_images])
+    logits = answers(student, seen, owners, prompts).unflatten(0, (-1, len(PROMPTS), len(batch.masks)))
     valid = valid_cells(batch)
-    measures: dict[str, Tensor] = {}
-    for name, prompts in prompts_of(batch).items():
-
-        def answer(sam: Sam, embedding: Tensor, owner: Tensor, prompts: Prompts = prompts) -> Tensor:
-            return sam.decode(embedding, owner, prompts, multimask=True).best()[0]
-
-        logits = answer(student, mine, batch.image_index)
-        measures[name] = logits_iou(logits, batch.masks, valid=valid)
-        if teacher is not None and theirs is not None:
-            wanted = answer(teacher, theirs, batch.image_index)
-            measures[f"teacher_{name}"] = logits_iou(wanted, batch.masks, valid=valid)
-            measures[f"agreement_{name}"] = logits_iou(logits, wanted > 0, valid=valid)
-        if others is not None:
-            # gathered first: a single embedding would be broadcast to every prompt, whatever the index says
-            strange = answer(student, mine[others], batch.image_index)
-            measures[f"other_{name}"] = logits_iou(strange, batch.masks, valid=valid)
+    measured = dict(zip(("", "other_"), logits_iou(logits, batch.masks, valid=valid)))
+    if teacher is not None and theirs is not None:
+        asked = slice(0, logits[0].shape[:2].numel())
+        wanted = answers(teacher, theirs, owners[asked], prompts[asked]).unflatten(0, (len(PROMPTS), -1))
+        measured["teacher_"] = logits_iou(wanted, batch.masks, valid=valid)
+        measured["agreement_"] = logits_iou(logits[0], wanted > 0, valid=valid)
+    measures = {f"{who}{prompt}": value for who, part in measured.items() for prompt, value in zip(PROMPTS, part)}
     if theirs is not None:
         tokens = valid_tokens(batch, mine.shape[-1])
         measures["neck_error"] = neck_errors(mine, theirs, valid=tokens)

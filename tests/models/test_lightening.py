@@ -158,6 +158,18 @@ def test_alternating_order_lets_every_token_hear_every_other(alternate):
         assert not heard[3][:, 1::2].any() and not heard[3][4:].any()
 
 
+@pytest.mark.parametrize(("segment", "heard"), [((4, 4, 4, 4), 4), ((4, 0, 4, 0), 64)])
+def test_squares_alone_never_mix_however_many_blocks(segment, heard):
+    """The study's arms: of 8 x 8 tokens a square of 2 x 2, one sixteenth, hears only itself; global blocks mend it."""
+    encoder = build(depth=4, segment=segment, dilation=1, window="2d")
+    x = torch.rand(1, 8, 8, 32, requires_grad=True)
+    y = x
+    for number, block in enumerate(encoder.blocks):
+        y = block(y, encoder.config.layout(number, (8, 8)))
+    (gradient,) = torch.autograd.grad(y[0, 3, 3].sum(), x)
+    assert int((gradient[0].abs().amax(-1) > 0).sum()) == heard
+
+
 @pytest.mark.parametrize("block", [0, 1])
 @pytest.mark.parametrize("changes", [{}, {"segment": 20}, {"window": "2d", "segment": 9}, {"offsets": "longnet"}])
 def test_attention_module_equals_the_oracle(block, changes):

@@ -45,6 +45,17 @@ def test_what_stands_on_another_runs_after_it_in_one_place() -> None:
     assert families == [["cascade/0", "cascade+decoder/0"], ["cascade/1", "cascade+decoder/1"], ["neck/0"], ["neck/1"]]
 
 
+def test_null_leaves_an_arm_or_a_preparation_out_and_data_come_first() -> None:
+    """As a second YAML does it, whose own data stand behind the teacher of the first."""
+    photographs = {"prep": "prep_bsds500", "split": "train"}
+    prepare = {"train": None, "teacher": {"train": "train_sam", "data": {"train": "@photos"}}, "photos": photographs}
+    cascade = {"train": "distill_lightening"}
+    laid = plan(study(prepare=prepare, arms={"neck": None, "cascade": cascade}, judge={"data": "@photos"}), "s")
+    assert [step.name for step in laid.prepare] == ["photos", "teacher"] and list(laid.arms) == ["cascade"]
+    with pytest.raises(UserError, match="against=neck is no arm"):
+        plan(study(arms={"neck": None, "cascade": cascade}, against="neck"), "s")
+
+
 def test_merged_leaves_its_arguments_alone() -> None:
     first = {"a": {"b": 1, "c": 2}, "d": 3}
     assert merged(first, {"a": {"b": 9}, "e": 4}) == {"a": {"b": 9, "c": 2}, "d": 3, "e": 4}

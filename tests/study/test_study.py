@@ -1,79 +1,92 @@
 """A study through the verb, with real runs: cells, judge, table; a second start does nothing; a stop goes on."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tinystudy import write
 
 from frisket import config
 from frisket.cli.main import main
+from frisket.study.collect import MEASURES
 from frisket.study.plan import StudyConfig, plan
 from frisket.study.run import check, remember
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
-TINY = """
-seeds: [0, 1]
-against: cascade
-prepare:
-  train: {{prep: prep_synthetic, count: 4, image_size: 64, samples_per_shard: 4, place: {{workers: 1}}}}
-recipes:
-  distill_lightening:
-    teacher: {teacher}
-    student: {{encoder: {{width: 48, depth: 2, heads: 3, segment: 4, dilation: 2}}}}
-    data: {{train: "@train", val: null, image_size: 64, global_batch: 2, masks_per_image: 2}}
-    trainer: {{max_steps: 2, log_every: 1}}
-    place: {{accelerator: cpu, devices: "1", precision: 32-true, workers: 0, images_per_device: null}}
-    log: {{wandb: "off"}}
-arms:
-  cascade: {{train: distill_lightening}}
-  neck: {{train: distill_lightening, distill: {{schedule: neck}}}}
-judge: {{teacher: {teacher}, data: "@train"}}
-"""
+STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, tiny_teacher: Path) -> list[str]:
-    (tmp_path / "tiny.yaml").write_text(TINY.format(teacher=tiny_teacher))
-    return ["study", str(tmp_path / "tiny.yaml"), f"out={tmp_path / 'out'}", "jobs=2"]
+    return ["study", str(write(tmp_path / "tiny.yaml", tiny_teacher)), f"out={tmp_path / 'out'}", "jobs=2"]
+
+
+@contextlib.contextmanager
+def started(words: list[str], ready: Callable[[], object]) -> Iterator[subprocess.Popen]:
+    """The study as a process of its own, once `ready` (or it has ended before)."""
+    with subprocess.Popen([sys.executable, "-m", "frisket", *words], stdout=subprocess.PIPE, text=True) as process:
+        while not ready() and process.poll() is None:
+            time.sleep(0.05)
+        yield process
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The commands that a study runs now."""
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(word) for task in tasks for word in task.read_text().split()]
 
 
 @pytest.mark.slow
-def test_a_study_runs_stops_goes_on_and_says_what_differs(
-    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds a study's commands in /proc")
+def test_a_study_killed_twice_says_what_one_says_that_ran_through(
+    tmp_path: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    with subprocess.Popen([sys.executable, "-m", "frisket", *tiny], stdout=subprocess.PIPE, text=True) as process:
-        while not (out / "train" / "index.json").is_file() and process.poll() is None:
-            time.sleep(0.2)
+    file = write(tmp_path / "tiny.yaml", tiny_teacher, steps=40)
+    words, out = ["study", str(file), f"out={tmp_path / 'out'}", "jobs=2"], tmp_path / "out"
+    with started(words, (out / "train" / "index.json").is_file) as process:
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=240)[0]
     assert process.returncode == 75, said
     assert "goes on from there" in said and not (out / "study.json").exists()
 
-    assert main(tiny) == 0
+    # a training dies at once, between two checkpoints; the other cells are judged, its own is left out of the table
+    with started(words, lambda: any(out.glob("*/seed*/checkpoints/*"))) as process:
+        for child in children(process):
+            os.kill(child, signal.SIGKILL)
+        said = process.communicate(timeout=240)[0]
+    assert process.returncode == 1, said
+    assert "not finished, and left out" in said
+
+    assert main(words) == 0
+    assert "continuing from" in "".join(log.read_text() for log in out.glob("*/*.log"))
     result = json.loads((out / "study.json").read_text())
+    assert main([*words[:2], f"out={tmp_path / 'whole'}"]) == 0
+    assert json.loads((tmp_path / "whole" / "study.json").read_text()) == result
+    assert (tmp_path / "whole" / "study.md").read_text() == (out / "study.md").read_text()
+
+    assert set(result) == {"arms", "pairs"}
     assert set(result["arms"]) == {"cascade", "neck"} and list(result["pairs"]) == ["neck-cascade"]
-    assert all(
-        len(result["arms"]["cascade"][name]["values"]) == 2 for name in ("box", "click1", "neck_error", "dependence")
-    )
+    assert set(result["arms"]["cascade"]) == set(result["pairs"]["neck-cascade"]) == set(MEASURES)
+    assert all(len(value["values"]) == 2 for value in result["arms"]["cascade"].values())
     cell = json.loads((out / "neck" / "seed1" / "eval" / "eval.json").read_text())["models"]["neck"]
     assert result["arms"]["neck"]["box"]["values"][1] == pytest.approx(cell["box/miou"])
     assert result["arms"]["neck"]["neck_error"]["values"][1] == pytest.approx(cell["neck_error"])
     assert (out / "report.html").is_file() and "Difference from `cascade`" in (out / "study.md").read_text()
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.pt")}
-    assert main(tiny) == 0
+    assert main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.pt")} == before
-    assert json.loads((out / "study.json").read_text()) == result
 
-    changed = (tmp_path / "tiny.yaml").read_text().replace("max_steps: 2", "max_steps: 3")
-    (tmp_path / "tiny.yaml").write_text(changed)
+    file.write_text(file.read_text().replace("max_steps: 40", "max_steps: 50"))
     capsys.readouterr()
-    assert main(tiny) == 2
+    assert main(words) == 2
     assert "holds other settings than the study asks for" in capsys.readouterr().err
 
 
@@ -86,10 +99,23 @@ def test_a_wrong_key_of_an_arm_is_found_before_anything_runs(
     assert not (tmp_path / "out" / "train").exists()
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_study_is_laid_out_and_its_settings_load(path: Path, tmp_path: Path) -> None:
-    study = config.load(StudyConfig, [path], [f"out={tmp_path}"])
-    laid = plan(study, path.stem)
+@pytest.mark.parametrize("words", [["lightening"], ["lightening", "lightening_bsds500"]], ids=lambda words: words[-1])
+def test_every_shipped_study_is_laid_out_and_its_settings_load(words: list[str], tmp_path: Path) -> None:
+    given = ["prepare.photographs.inputs=BSDS500"] if "lightening_bsds500" in words else []
+    study = config.load(StudyConfig, [STUDIES / f"{word}.yaml" for word in words], [f"out={tmp_path}", *given])
+    laid = plan(study, words[-1])
     remember(laid)
     check(laid)
     assert len(laid.cells()) == len(laid.arms) * len(study.seeds) >= 3
+
+
+def test_no_study_is_forgotten() -> None:
+    assert {path.stem for path in STUDIES.glob("*.yaml")} == {"lightening", "lightening_bsds500"}
+
+
+def test_slurm_without_a_cluster_is_a_sentence(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([*tiny, "slurm=--gres=gpu:1"]) == 2
+    assert "needs sbatch" in capsys.readouterr().err

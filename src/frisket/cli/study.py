@@ -2,8 +2,8 @@
 
     frisket study studies/lightening.yaml jobs=2
 
-Finished cells are passed over; a study that was stopped goes on with the same command. See docs/study.md; everything it
-does is in `frisket.study`.
+Finished cells are passed over; a study that was stopped goes on with the same command. A second YAML changes the first,
+and names the study. See docs/study.md; everything it does is in `frisket.study`.
 """
 
 from pathlib import Path
@@ -23,4 +23,5 @@ def run(files: list[str], overrides: list[str]) -> int:
     """Run the study; return its exit code."""
     if not files:
         raise UserError("no study is named: give its YAML, e.g. frisket study studies/lightening.yaml")
-    return study(settings.load(StudyConfig, files, overrides), Path(files[0]).stem)
+    words = [*files, *(word for word in overrides if not word.startswith("slurm="))]
+    return study(settings.load(StudyConfig, files, overrides), Path(files[-1]).stem, words)

@@ -3,7 +3,7 @@
     finish(plan, cells)          # OUT/study.json, OUT/study.md, OUT/report.html; prints the table
 
 study.json  {"arms": {arm: {measure: {"mean", "std", "values"}}},
-             "pairs": {"a-b": {measure: {"difference", "low", "high"}}}, "against", "seeds", "masks", "photographs"}
+             "pairs": {"a-b": {measure: {"difference", "low", "high"}}}}; a pair's b is the arm compared with
 Measures    box, click1: the student's mean IoU; neck_error; agreement_box, agreement_click1: with the teacher;
             dependence: what 1-box IoU loses with another photograph's embedding (frisket.fidelity).
 """
@@ -45,7 +45,10 @@ def finish(laid: Plan, cells: Sequence[Step]) -> dict[str, Any]:
     wanted = {name: len(steps) for name, steps in laid.arms.items()}
     whole = {name: parts for name, parts in judged.items() if len(parts) == wanted.get(name, 1)}
     result = summary(whole, laid.against)
-    text = table(result)
+    first = next((parts[0] for parts in whole.values()), None)
+    text = table(result, laid.against)
+    if first is not None:
+        text += f"\n{len(first.values['box'])} masks of {len(first.values['neck_error'])} photographs\n"
     missing = [name for name in wanted if name not in whole]
     if missing:
         text += f"\nnot finished, and left out: {', '.join(missing)}\n"
@@ -94,14 +97,7 @@ def summary(judged: dict[str, list[Judged]], against: str) -> dict[str, Any]:
                 if name in arms[arm] and name in arms[against]
                 for told in [compared(judged[arm], judged[against], name)]
             }
-    return {
-        "arms": arms,
-        "pairs": pairs,
-        "against": against,
-        "seeds": {arm: len(parts) for arm, parts in judged.items()},
-        "masks": 0 if first is None else len(first.values["box"]),
-        "photographs": 0 if first is None else len(first.values["neck_error"]),
-    }
+    return {"arms": arms, "pairs": pairs}
 
 
 def compared(a: list[Judged], b: list[Judged], name: str) -> Difference:
@@ -110,25 +106,18 @@ def compared(a: list[Judged], b: list[Judged], name: str) -> Difference:
     return difference(rows[0], rows[1], a[0].owners[name])
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any], against: str) -> str:
     """Markdown: mean ± standard deviation over seeds, then each arm's difference from the one compared with."""
     head = ["arm", *MEASURES.values()]
     lines = [_line(head), _line(["---"] * len(head))]
     for arm, values in result["arms"].items():
         lines.append(_line([arm, *(_mean(name, values.get(name)) for name in MEASURES)]))
-    against = result["against"]
     if result["pairs"]:
-        lines += [
-            "",
-            f"Difference from `{against}`, with its 95 % interval:",
-            "",
-            _line(head),
-            _line(["---"] * len(head)),
-        ]
+        lines += ["", f"Difference from `{against}`, with its 95 % interval:", "", *lines[:2]]
         for pair, values in result["pairs"].items():
             arm = pair.removesuffix(f"-{against}")
             lines.append(_line([arm, *(_told(name, values.get(name)) for name in MEASURES)]))
-    return "\n".join([*lines, "", f"{result['masks']} masks of {result['photographs']} photographs"]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _mean(name: str, value: dict[str, Any] | None) -> str:

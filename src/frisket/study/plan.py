@@ -2,7 +2,7 @@
 
     seeds: [0, 1, 2]
     against: cascade                                   # every arm is compared with this one, mask by mask
-    prepare:                                           # made once, in this order; "@name" stands for its folder
+    prepare:                                           # made once, data first; "@name" stands for its folder
       train: {prep: prep_synthetic, count: 3000, split: train}
       teacher: {train: train_sam, data: {train: "@train"}, trainer: {max_steps: 6500}}
     recipes:                                           # what all arms of a recipe share
@@ -14,7 +14,8 @@
     judge: {teacher: "@teacher", data: "@val"}         # settings of the evaluation task `fidelity`
 
 Everything beside the verb (`train:` or `prep:`, with the name of a shipped YAML or a path) and `after:` are that YAML's
-own settings. Files: OUT/<prepared name>/, OUT/<arm>/seed<k>/ (a run folder), OUT/<arm>/seed<k>/eval/. Our choice.
+own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left out.
+Files   OUT/<prepared name>/, OUT/<arm>/seed<k>/ (a run folder), OUT/<arm>/seed<k>/eval/. Our choice.
 """
 
 import re
@@ -41,7 +42,7 @@ class StudyConfig(Extensible):
     against: str = ""
     """The arm that all others are compared with; the first one when empty."""
     prepare: dict[str, Any] = field(default_factory=dict)
-    """{name: {prep or train: YAML, …its settings}}, made once and in this order."""
+    """{name: {prep or train: YAML, …its settings}}, made once: first the data, then what is trained, as written."""
     recipes: dict[str, Any] = field(default_factory=dict)
     """{YAML: settings} that all arms of that recipe share."""
     arms: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +54,10 @@ class StudyConfig(Extensible):
     threads: int = field(default=1, metadata={"least": 1})
     """CPU threads of every cell; 1 repeats a run bit for bit."""
     cell: str = ""
-    """Only this one, with what stands on it and what it stands on: ARM/SEED, or its family's number from 0."""
+    """Only this one, with what stands on it and what it stands on: ARM/SEED, or its family's number from 0; prepare:
+    only what all need."""
+    slurm: str | None = None
+    """Words for sbatch, such as "--gres=gpu:1 --time=1:00:00": the study becomes Slurm jobs instead of running here."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +101,30 @@ class Plan:
 def plan(config: StudyConfig, name: str) -> Plan:
     """Check a study and lay it out. `name`: the YAML's, for the folder. Raises UserError naming arm and key."""
     out = Path(config.out or Path("runs/studies") / name)
-    if not config.arms:
+    prepare, wanted = ({k: v for k, v in part.items() if v is not None} for part in (config.prepare, config.arms))
+    prepare = dict(sorted(prepare.items(), key=lambda item: "train" in item[1]))  # stable: else as written
+    if not wanted:
         raise UserError(f"study {name} has no arms: give arms: {{name: {{train: distill_lightening}}}}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         raise UserError(f"study {name}: seeds={config.seeds} must be different numbers, 0 or more")
-    against = config.against or next(iter(config.arms))
-    if against not in config.arms:
-        raise UserError(f"study {name}: against={against} is no arm: {nearest(against, config.arms)}")
-    places = {key: out / key for key in config.prepare}
-    for key in [*config.prepare, *config.arms]:
+    against = config.against or next(iter(wanted))
+    if against not in wanted:
+        raise UserError(f"study {name}: against={against} is no arm: {nearest(against, wanted)}")
+    places = {key: out / key for key in prepare}
+    for key in [*prepare, *wanted]:
         if not NAME.fullmatch(key):
             raise UserError(f"study {name}: '{key}' is no name of a folder: use letters, digits and . _ + -")
-    if both := set(config.prepare) & set(config.arms):
+    if both := set(prepare) & set(wanted):
         raise UserError(f"study {name}: {sorted(both)[0]} is prepared and an arm: give one another name")
     prepared: list[Step] = []
-    for key, spec in config.prepare.items():
-        known = {one: places[one] for one in list(config.prepare)[: len(prepared)]}
+    for key, spec in prepare.items():
+        known = {step.name: step.folder for step in prepared}
         verb, yaml, settings, after = _split(f"study {name}, prepare.{key}", spec, VERBS)
         if after is not None:
             raise UserError(f"study {name}, prepare.{key}: `after` is for arms; name a prepared folder with @name")
         prepared.append(Step(key, verb, yaml, _placed(settings, known, f"prepare.{key}"), places[key]))
     arms: dict[str, list[Step]] = {}
-    for key, spec in config.arms.items():
+    for key, spec in wanted.items():
         where = f"study {name}, arms.{key}"
         verb, yaml, settings, after = _split(where, spec, ("train",))
         if after is not None and after not in arms:

@@ -9,6 +9,9 @@ are refused, never mixed. Our choice.
 """
 
 import contextlib
+import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,8 +63,10 @@ class Runner:
         """Whether somebody asked to stop."""
         return self._stopping is not None
 
-    def run(self, words: Sequence[str], log: Path) -> bool:
-        """Run `frisket WORDS`; whether it ended well. Sets `code` where it did not."""
+    def run(self, label: str, words: Sequence[str], log: Path) -> bool:
+        """Run `frisket WORDS`; whether it ended well. Sets `code` where it did not. Says how long it took, and the
+        processor's seconds, which other users of the machine do not change."""
+        began = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"$ frisket {' '.join(words)}\n")
@@ -74,21 +79,28 @@ class Runner:
                     [sys.executable, "-m", "frisket", *words], stdout=file, stderr=file, start_new_session=True
                 )
                 self._running.add(process)
-            code = process.wait()
+            _, status, used = os.wait4(process.pid, 0)
+            code = process.returncode = os.waitstatus_to_exitcode(status)
             self._running.discard(process)
         if code in STOPPED or self.stopping:
             self.code = code if code in STOPPED else 75
         elif code:
             self.code = self.code or 1
-            print(f"{words[0]} left with code {code}: {_last(log)} ({log})", file=sys.stderr, flush=True)
+            print(f"{label}: {words[0]} left with code {code}: {_last(log)} ({log})", file=sys.stderr, flush=True)
+        else:
+            seconds = f"{time.monotonic() - began:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU"
+            print(f"{label}: {words[0]} done in {seconds}", flush=True)
         return code == 0
 
 
-def study(config: StudyConfig, name: str) -> int:
-    """Run what is not finished, then write OUT/study.json, study.md and report.html. Raises UserError."""
+def study(config: StudyConfig, name: str, words: Sequence[str] = ()) -> int:
+    """Run what is not finished, then write OUT/study.json, study.md and report.html; or, with `config.slurm`, send
+    `frisket study WORDS` as jobs. Raises UserError."""
     laid = plan(config, name)
     remember(laid)
     check(laid)
+    if config.slurm is not None:
+        return submit(shlex.split(config.slurm), words, len(laid.families()))
     cells = [step for step in laid.prepare if step.verb == "train"] + laid.cells()
     print(f"study {name}: {len(laid.arms)} arms, {len(laid.cells())} cells in {laid.out}", flush=True)
     runner, began = Runner(config.threads), time.monotonic()
@@ -104,16 +116,40 @@ def study(config: StudyConfig, name: str) -> int:
     return runner.code
 
 
+def submit(options: Sequence[str], words: Sequence[str], families: int) -> int:
+    """Send `frisket study WORDS` as three Slurm jobs: what is prepared; when that has ended well, an array of the
+    cells; then what is unfinished, and the table. Returns 0; raises UserError when sbatch refuses."""
+
+    def send(*more: str) -> str:
+        said = subprocess.run(["sbatch", "--parsable", *options, *more], capture_output=True, text=True)
+        if said.returncode:
+            raise UserError(f"sbatch refused the study: {said.stderr.strip()}")
+        return said.stdout.strip().partition(";")[0]
+
+    script = ["slurm/study.sh", *words]
+    if not shutil.which("sbatch") or not Path(script[0]).is_file():
+        raise UserError(
+            f"slurm=… needs sbatch, and the checkout with {script[0]} as the current folder; or leave it out"
+        )
+    prepared = send(*script, "cell=prepare")
+    cells = send(f"--dependency=afterok:{prepared}", f"--array=0-{families - 1}", *script)
+    table = send(f"--dependency=afterany:{cells}", *script)
+    print(f"sent: {prepared} prepares, {cells} runs {families} cells, {table} writes the table; again to go on")
+    return 0
+
+
 def chosen(cell: str, laid: Plan) -> list[list[Step]]:
-    """The families to run: all, or the one of `cell` (a number, or ARM/SEED). Raises UserError for an unknown one."""
+    """The families to run: all, the one of `cell` (a number, or ARM/SEED), or none (prepare). Raises UserError."""
     families = laid.families()
-    if not cell:
-        return families
+    if cell in ("", "prepare"):
+        return [] if cell else families
     if cell.isdecimal() and int(cell) < len(families):
         return [families[int(cell)]]
     named = {f"{step.name}/{step.seed}": family for family in families for step in family}
     if cell not in named:
-        raise UserError(f"cell={cell} does not exist: give 0 to {len(families) - 1}, or one of {', '.join(named)}")
+        raise UserError(
+            f"cell={cell} does not exist: give 0 to {len(families) - 1}, prepare, or one of {', '.join(named)}"
+        )
     return [named[cell]]
 
 
@@ -126,22 +162,12 @@ def do(runner: Runner, step: Step, laid: Plan) -> bool:
     """One step and, for a training, its judgement; whether both are finished. Passes over what already is."""
     log = step.folder.with_name(step.folder.name + ".log")
     label = step.name if step.seed is None else f"{step.name}/{step.seed}"
-    began = time.monotonic()
-    if not finished(step):
-        if not runner.run(command(step, laid), log):
-            return False
-        print(f"{label}: {step.verb} done in {time.monotonic() - began:.0f} s", flush=True)
-    if step.verb == "train" and not (evaluation(step) / "eval.json").is_file():
-        own = laid.out / "judge.yaml"
-        words = [
-            "eval",
-            "eval_fidelity",
-            str(own),
-            f"checkpoint=[{step.name}:{step.folder}]",
-            f"out={evaluation(step)}",
-        ]
-        return runner.run([*words, f"place.threads={runner.threads}"], log)
-    return True
+    if not finished(step) and not runner.run(label, command(step, laid), log):
+        return False
+    if step.verb != "train" or (evaluation(step) / "eval.json").is_file():
+        return True
+    words = ["eval", "eval_fidelity", str(laid.out / "judge.yaml"), f"checkpoint=[{step.name}:{step.folder}]"]
+    return runner.run(label, [*words, f"out={evaluation(step)}", f"place.threads={runner.threads}"], log)
 
 
 def finished(step: Step) -> bool:
