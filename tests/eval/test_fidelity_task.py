@@ -4,10 +4,12 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from frisket import checkpoint
 from frisket.cli.main import main
+from frisket.eval.fidelity import standard_error
 from frisket.models.zoo import build
 
 
@@ -41,7 +43,20 @@ def test_a_teacher_is_perfectly_true_to_itself_and_a_stranger_is_not(
         assert sum(float(row[column]) for row in rows) / len(rows) == pytest.approx(number)
     lost = sum(float(row["box"]) - float(row["other_box"]) for row in rows) / len(rows)
     assert lost == pytest.approx(other["dependence/box"])
-    assert "the teacher itself: 1-box" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the teacher itself: 1-box" in said
+    shuffled = [line for line in said.splitlines() if line.startswith("  shuffled")]
+    assert len(shuffled) == 2
+    assert float(shuffled[1].split()[1]) == pytest.approx(100 * (other["box/miou"] - other["dependence/box"]), abs=0.06)
+    assert f"{100 * other['box/miou']:.1f} ± {100 * other['box/error']:.1f}" in said
+
+
+def test_a_standard_error_counts_photographs_not_masks() -> None:
+    rng = np.random.default_rng(0)
+    singly = [rng.random(1) for _ in range(400)]
+    assert standard_error(singly) == pytest.approx(np.concatenate(singly).std() / 20)
+    copied = [np.repeat(values, 5) for values in singly]  # five masks that say the same are one
+    assert standard_error(copied) == pytest.approx(standard_error(singly))
 
 
 def test_without_a_teacher_only_what_needs_none(tmp_path: Path, tiny_shards: Path, student: Path) -> None:

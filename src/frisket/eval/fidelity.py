@@ -2,9 +2,10 @@
 
 Run     frisket eval eval_fidelity data=SHARDS teacher=runs/train_sam checkpoint=runs/distill_lightening
 Numbers box/miou, click1/miou: the model's own; teacher/box/miou, teacher/click1/miou: the teacher's, for the same
-        prompts; agreement/box, agreement/click1: mean IoU of the two models' masks; neck_error: mean squared error of
-        the image embedding over the photograph's tokens; dependence/box, dependence/click1: what the model's mIoU loses
-        when a photograph is answered from the next one's embedding (the last from the first's).
+        prompts; box/error, click1/error: standard errors of the model's own; agreement/box, agreement/click1: mean IoU
+        of the two models' masks; neck_error: mean squared error of the image embedding over the photograph's tokens;
+        dependence/box, dependence/click1: what the model's mIoU loses when a photograph is answered from the next one's
+        embedding (the last from the first's); the table has that as a row, "shuffled".
 Files   masks_<label>.csv: every object's own values, for paired comparison (frisket.study).
 Source  frisket.fidelity: on the decoder's grid, inside the photograph, of three outputs the one believed in most. Our
         choice; `frisket eval miou` judges at the photograph's own size under published protocols.
@@ -30,6 +31,7 @@ from frisket.kernels import rle
 from frisket.models.sam import Sam
 from frisket.sample import Batch, Sample
 
+CONTROL = "  shuffled"  # the same model, each photograph answered from another one's embedding
 PER_MASK = tuple(name for name in MEASURES if name != "neck_error")
 
 
@@ -119,21 +121,20 @@ class Task(BaseTask):
             numbers |= {f"agreement/{name}": mean[f"agreement_{name}"] for name in PROMPTS}
             numbers["neck_error"] = float(np.mean([row["neck_error"] for row in rows]))
         numbers |= {f"dependence/{name}": mean[name] - mean[f"other_{name}"] for name in PROMPTS}
+        numbers |= {f"{name}/error": standard_error([row["measures"][name] for row in rows]) for name in PROMPTS}
         return numbers | {"masks": float(sum(len(row["measures"]["box"]) for row in rows)), "images": float(len(rows))}
 
     def table(self, numbers: dict[str, dict[str, Any]]) -> str:
-        """Models as rows; percent, but for the neck error."""
-        width = max(len(label) for label in numbers)
+        """Models as rows, each with its control; percent and standard errors, but for the neck error."""
+        width = max(len(label) for label in [*numbers, CONTROL])
         names = {"box/miou": "1-box", "click1/miou": "1-point", "agreement/box": "agree box",
-                 "agreement/click1": "agree pt", "neck_error": "neck err", "dependence/box": "depend"}  # fmt: skip
-        lines = [f"{'':{width}} " + "".join(f"{title:>11}" for title in names.values())]
+                 "agreement/click1": "agree pt", "neck_error": "neck err"}  # fmt: skip
+        lines = [f"{'':{width}} " + "".join(f"{title:>13}" for title in names.values())]
         for label, values in numbers.items():
-            cells = [
-                "–" if values.get(name) is None else
-                f"{values[name]:.4f}" if name == "neck_error" else f"{100 * values[name]:.1f}"
-                for name in names
-            ]  # fmt: skip
-            lines.append(f"{label:{width}} " + "".join(f"{cell:>11}" for cell in cells))
+            cells = (_cell(values, name) for name in names)
+            lines.append(f"{label:{width}} " + "".join(f"{cell:>13}" for cell in cells))
+            blind = (f"{100 * (values[f'{name}/miou'] - values[f'dependence/{name}']):.1f}" for name in PROMPTS)
+            lines.append(f"{CONTROL:{width}} " + "".join(f"{cell:>13}" for cell in blind))
         last = list(numbers.values())[-1]
         if self.settings.teacher:
             box, click = (100 * last[f"teacher/{name}/miou"] for name in PROMPTS)
@@ -151,6 +152,22 @@ class Task(BaseTask):
         )
         write_csv(path, rows_of_masks)
         return [path]
+
+
+def standard_error(photographs: list[np.ndarray]) -> float:
+    """Of the mean over masks, given each photograph's: those of one rise and fall together. Source: the usual one of a
+    mean over clusters."""
+    every = np.concatenate(photographs)
+    sums = np.array([(values - every.mean()).sum() for values in photographs])
+    return float(np.sqrt((sums**2).sum()) / len(every))
+
+
+def _cell(values: dict[str, Any], name: str) -> str:
+    if name not in values:
+        return "–"
+    error = values.get(name.replace("/miou", "/error")) if name.endswith("/miou") else None
+    plain = f"{values[name]:.4f}" if name == "neck_error" else f"{100 * values[name]:.1f}"
+    return plain if error is None else f"{plain} ± {100 * error:.1f}"
 
 
 def sample(photo: Photograph, image_size: int, *, objects: bool = True) -> Sample:
