@@ -54,7 +54,8 @@ def finish(laid: Plan, cells: Sequence[Step]) -> dict[str, Any]:
         text += f"\nnot finished, and left out: {', '.join(missing)}\n"
     write_json(laid.out / "study.json", result)
     write_text(laid.out / "study.md", text)
-    write_page([cell.folder for cell in cells], laid.out / "report.html", title=laid.out.name)
+    if cells:
+        write_page([cell.folder for cell in cells], laid.out / "report.html", title=laid.out.name)
     print(text)
     print(f"study: {laid.out / 'study.json'}   table: {laid.out / 'study.md'}   curves: {laid.out / 'report.html'}")
     return result
