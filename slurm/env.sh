@@ -1,7 +1,7 @@
 # Sourced by every script in slurm/: finds the checkout, and gives `launch`, which runs one command on all tasks.
 #   sbatch slurm/train_sam.sh [YAML …] [key=value …]     submit it again to go on
 #   LOCAL=1 bash slurm/train_sam.sh …                    the same run here, without Slurm
-#   FRISKET_ON=a100 sbatch slurm/…                       adds configs/on/a100.yaml (also a40, cpu)
+#   FRISKET_ON=a100 sbatch slurm/…                       adds configs/on/a100.yaml (also a100_80gb, a40, cpu)
 # `launch frisket VERB YAML words…` puts the place between the YAML and the words.
 # `launch` requeues the job when the run left with code 75 (stopped by Slurm's signal, checkpoint written).
 # Our choice; why it is so: docstrings of frisket.engine.preempt and frisket.engine.signals.

@@ -1,0 +1,153 @@
+"""What autograd keeps of every shipped recipe, counted; and that the presets of GPUs in configs/on/ hold it.
+
+Counted with fake tensors: real operators and autocast, shapes alone, no arithmetic. Not counted, and left room for:
+what lives only while an operator runs (the teacher's activations too), fragments, workspaces.
+"""
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from frisket import checkpoint, config
+from frisket.models import zoo
+from frisket.recipes.base import RECIPES, Recipe
+from frisket.recipes.interactive import InteractiveConfig, asked
+from frisket.sample import Batch, Prompts
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MIB = 2**20
+CUDA = 1024  # MiB: a context, its libraries, and all that is not a tensor of ours; our choice
+USED = 0.85  # of a GPU's memory may be accounted for
+GIB = {"a40": 44.4, "a100": 39.4, "a100_80gb": 79.1}  # what CUDA says these GPUs have
+
+
+@pytest.fixture(autouse=True)
+def weights_of_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is the model of its name: values change no byte."""
+    monkeypatch.setenv("FRISKET_DATA", "/data")
+    monkeypatch.setattr(checkpoint, "load", lambda name, **_: zoo.build("lightening" if "/" in name else name))
+
+
+def built(name: str) -> Recipe:
+    """A shipped recipe's module, without memory."""
+    module = importlib.import_module(f"frisket.recipes.{name}")
+    with torch.device("meta"):
+        return module.Module(config.load(module.Config, [CONFIGS / f"{name}.yaml"]))
+
+
+@contextmanager
+def fake(recipe: Recipe) -> Iterator[None]:
+    """Shapes alone, in bf16 as on these GPUs."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
+        for module in (recipe, *getattr(recipe, "teachers", ())):
+            module.to_empty(device="cpu")
+        yield
+
+
+def kept(call: Callable[[], Any], module: nn.Module) -> int:
+    """Bytes of the storages that autograd keeps for the backward pass of `call`, those of weights left out."""
+    weights = {tensor.untyped_storage()._cdata for tensor in module.state_dict(keep_vars=True).values()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            storages[storage._cdata] = storage  # held, so that no other gets its number
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def batch(images: int, masks: int) -> Batch:
+    """Photographs without padding, `masks` objects in all."""
+    index = torch.zeros(masks, dtype=torch.long)
+    grid = torch.empty(masks, 256, 256, dtype=torch.bool)
+    pixels = torch.empty(images, 3, 1024, 1024, dtype=torch.uint8)
+    sizes = torch.empty(images, 2, dtype=torch.long)
+    return Batch(["x"] * images, pixels, grid, torch.empty(masks, 4), torch.empty(masks), index, [], sizes)
+
+
+@cache
+def an_image(name: str) -> float:
+    """MiB that one image more costs outside the decoder."""
+    recipe = built(name)
+
+    def step(images: int) -> int:
+        given = batch(images, 0)
+        if name == "distill_lightening":
+            return kept(lambda: recipe.training_step(given, 0), recipe)
+        frozen = not any(weight.requires_grad for weight in recipe.sam.image_encoder.parameters())
+        return 0 if frozen else kept(lambda: recipe.sam.encode(given.images, given.sizes), recipe)
+
+    with fake(recipe):
+        return (step(2) - step(1)) / MIB
+
+
+@cache
+def a_prompt() -> float:
+    """MiB that one prompt more costs in a round of the decoder and its loss: the dearer of the two kinds of round."""
+    recipe = built("finetune_decoder")
+    sam = recipe.sam
+
+    def round_of(prompts: int, later: bool) -> int:
+        given, embeddings = batch(1, prompts), torch.empty(1, 256, 64, 64)
+        asking = Prompts(torch.zeros(prompts, 2, 2), torch.zeros(prompts, 2, dtype=torch.long))
+        asking = asking.refine(torch.empty(prompts, 256, 256)) if later else asking
+        return kept(
+            lambda: asked(
+                sam, embeddings.expand(2, -1, -1, -1), given, asking, multimask=not later, config=InteractiveConfig(),
+                valid=torch.empty(prompts, 256, 256, dtype=torch.bool), at_once=None,
+            ),
+            sam,
+        )  # fmt: skip
+
+    with fake(recipe):
+        return max((round_of(8, later) - round_of(4, later)) / 4 / MIB for later in (False, True))
+
+
+@cache
+def weights(name: str) -> float:
+    """MiB: 4 bytes each; where trained also gradient, two moments of AdamW and the copy in bf16."""
+    recipe = built(name)
+    parts = [*recipe.parameters(), *(p for teacher in getattr(recipe, "teachers", ()) for p in teacher.parameters())]
+    return sum(part.numel() * (18 if part.requires_grad else 4) for part in parts) / MIB
+
+
+def needed(name: str, place: dict[str, Any]) -> float:
+    """GiB that a recipe accounts for at a place."""
+    module = importlib.import_module(f"frisket.recipes.{name}")
+    loaded = config.load(module.Config, [CONFIGS / f"{name}.yaml"])
+    images, total = place["images_per_device"], CUDA + weights(name)
+    total += images * an_image(name)
+    if prompts := getattr(loaded, "prompts", None):
+        masks = images * loaded.data.masks_per_image
+        total += min(masks, place["prompts_at_once"]) * a_prompt()
+        total += masks * prompts.rounds * 256 * 256 * 4 / MIB  # the mask that each round hands on
+    return total / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", sorted(GIB))
+def test_a_preset_holds_every_recipe_and_its_header_does_the_sum(preset: str) -> None:
+    text = (CONFIGS / "on" / f"{preset}.yaml").read_text()
+    place = config.read(CONFIGS / "on" / f"{preset}.yaml")["place"]
+    for name in RECIPES.files():
+        said = re.search(rf"^# +{name} +(.*) = ([\d.]+) GiB$", text, re.MULTILINE)
+        assert said, f"{preset}.yaml does not say what {name} needs"
+        added = sum(math.prod(map(float, term.split(" x "))) for term in said[1].split(" + ")) / 1024
+        counted = needed(name, place)
+        assert [added, float(said[2])] == pytest.approx([counted, counted], abs=0.06), name
+        assert counted <= USED * GIB[preset], f"{name}: {counted:.1f} of {GIB[preset]} GiB"
