@@ -19,7 +19,7 @@ from frisket.recipes.base import RECIPES
 
 SRC = Path(__file__).parents[1] / "src" / "frisket"
 FLOORS = (
-    {"config", "errors", "files", "geometry", "plugins", "runfiles"},
+    {"bounds", "config", "errors", "files", "geometry", "plugins", "runfiles"},
     {"sample", "kernels", "losses", "optim", "place"},
     {"models", "prompts", "picture", "environment"},
     {"data", "weights", "predict", "quant", "fidelity"},
@@ -32,7 +32,14 @@ FLOORS = (
     {"__main__"},
 )
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
-GROUND_ORDER = ("errors", "plugins", "files", "config", "geometry")  # floor 0's own order: config may raise and write
+GROUND_ORDER = (
+    "errors",
+    "plugins",
+    "files",
+    "bounds",
+    "config",
+    "geometry",
+)  # floor 0's own order: config may raise and write
 DOORS = {
     "lightning": ("data/module.py", "recipes/", "callbacks.py", "engine/", "cli/"),
     "flash_attn": ("kernels/attention.py",),

@@ -29,7 +29,7 @@ from frisket.models import zoo
 from frisket.models.sam import Sam
 from frisket.runfiles import RunFiles
 from frisket.weights import bare, deepspeed, lightning, ours
-from frisket.weights.layout import differences, fingerprint, weights_digest
+from frisket.weights.layout import differences, fingerprint, layout, weights_digest
 from frisket.weights.ours import save
 from frisket.weights.stored import Stored, model, tensors, unpickle
 
@@ -76,13 +76,13 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", *, trust:
     stored = _read(path, trust)
     if text in zoo.names() and stored.name != text:
         raise UserError(f"{path} holds '{stored.name}', not '{text}': put the right file there or load it by its path")
-    with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
-        sam = zoo.build(stored.name, **stored.changes)
-    if wrong := differences(sam.state_dict(), stored.state):
+    if wrong := differences(layout(stored.name, **stored.changes), stored.state):  # before memory is asked for
         raise UserError(f"{path} is not a '{stored.name}' ({wrong}): give the file that belongs to the model")
     for key, value in stored.state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{path} holds NaN or infinity in {key}: its training diverged, load an earlier checkpoint")
+    with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
+        sam = zoo.build(stored.name, **stored.changes)
     sam.load_state_dict(stored.state, strict=True)
     return sam.to(device).eval()
 

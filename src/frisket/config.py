@@ -20,7 +20,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import math
 import os
 import re
 import textwrap
@@ -33,6 +32,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from omegaconf.resolvers import oc
 from yaml import YAMLError
 
+from frisket.bounds import bounded
 from frisket.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -51,14 +51,14 @@ def load(schema: type[T], files: Sequence[Path | str], overrides: Sequence[str] 
     for source, part in _sources(files, overrides):
         merged = _merge(schema, merged, part, source)
     config = _finish(merged, ", ".join(str(file) for file in files) or "the configuration")
-    _bounded(config)
+    bounded(config)
     return config
 
 
 def from_dict(schema: type[T], values: dict[str, Any], where: str) -> T:
     """The same checks for a plain mapping; `where` names it in errors."""
     config = _finish(_merge(schema, OmegaConf.structured(schema), OmegaConf.create(values), where), where)
-    _bounded(config, f"{where}: ")
+    bounded(config, f"{where}: ")
     return config
 
 
@@ -189,7 +189,7 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
             raise UserError(f"config file {file} does not exist: {_beside(path)}")
         try:
             part = OmegaConf.load(path)
-        except (YAMLError, OmegaConfBaseException) as error:
+        except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
             raise UserError(f"{file} is not valid YAML: {_line(error)}") from error
         except OSError as error:  # OmegaConf's word for a top level that is a number
             raise UserError(f"{file} cannot be read as YAML: {_line(error)}") from error
@@ -202,7 +202,7 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
             raise UserError(f"'{override}' is not an override: write key=value, e.g. optim.lr=1e-4")
         try:
             parts.append((f"override '{override}'", OmegaConf.from_dotlist([override])))
-        except (YAMLError, OmegaConfBaseException) as error:
+        except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
             raise UserError(f"override '{override}': {_line(error)}") from error
     return parts
 
@@ -278,23 +278,6 @@ def _choose(kind: Any, part: Any, key: Any, name: str) -> None:
         hint = f": did you mean '{close[0]}'?" if close else ""
         raise UserError(f"{name}={value} must be one of {', '.join(map(str, choices))}{hint}")
     part[key] = chosen
-
-
-def _bounded(config: Any, where: str = "", prefix: str = "") -> None:
-    """Raise UserError for a number of the dataclass outside its field's bounds, or not finite."""
-    for part in dataclasses.fields(config):
-        value, key = getattr(config, part.name), f"{prefix}{part.name}"
-        if dataclasses.is_dataclass(value):
-            _bounded(value, where, f"{key}.")
-        least, most = part.metadata.get("least", -math.inf), part.metadata.get("most", math.inf)
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if not isinstance(number, int | float):
-                continue
-            if not math.isfinite(number):
-                raise UserError(f"{where}{key}={value} must be a finite number")
-            if not least <= number <= most:
-                bound = f"{least} or more" if number < least else f"{most} or less"
-                raise UserError(f"{where}{key}={value} must be {bound}")
 
 
 def _finish(merged: Any, where: str) -> Any:

@@ -85,11 +85,12 @@ class Room:
 
     def find(self, name: str) -> ModuleType:
         """The module called `name`; a plug-in does not replace ours. Raises UserError with the nearest right name."""
+        name = str(name)  # a YAML may hold anything
         if name in self.files():
             return importlib.import_module(f"{self.package}.{name}")
         outside = self.outside()
         if name not in outside:
-            raise UserError(f"{self.word} '{name}' does not exist: {nearest(str(name), self.names())}")
+            raise UserError(f"{self.word} '{name}' does not exist: {nearest(name, self.names())}")
         return outside[name]
 
     def modules(self) -> dict[str, ModuleType]:

@@ -58,7 +58,7 @@ def test_help_lists_every_verb(capsys):
         (["train", "recipe=train_sam", "model.encoder.ofsets=longnet"], "did you mean 'offsets'?"),
         (
             ["show", "recipe=train_sam", "model.encoder.depth=deep"],
-            "model.encoder={'depth': 'deep'} is no 'lightening'",
+            "model: {'image_size': 64, 'depth': 'deep'} is no 'lightening'",
         ),
         (["help", "trian"], "did you mean 'train'?"),
         (["bench", "plugins=[no.such_module]"], "plug-in no.such_module cannot be imported (ModuleNotFoundError: "),

@@ -67,9 +67,7 @@ def fuzz(values: st.SearchStrategy[Any], cases: int, attack: Callable[[Any], Any
 
 # ---------------------------------------------------------------- values
 
-WORDS = st.sampled_from(
-    ["", "0", "abc", "../x", "a/b", "a\0b", "é", "\udcff", "\n", "%s", "${x}", "${oc.env:NO}", "x" * 999]
-)
+WORDS = st.sampled_from(["", "0", "abc", "../x", "a/b", "a\0b", "é", "\udcff", "%s", "${x}", "${oc.env:NO}", "x" * 99])
 FLOATS = st.sampled_from([0.0, -0.0, 1.5, -1.0, 1e30, -1e308, 5e-324, float("nan"), float("inf"), float("-inf")])
 WHOLE = st.sampled_from(
     [0, 1, -1, 2, 3, 7, 255, 4096, 65_535, 1 << 20, 1 << 31, -(1 << 31), 1 << 53, 1 << 62, 1 << 63, 1 << 64, 10**400]

@@ -64,7 +64,7 @@ class PredictConfig(Extensible):
     """Choose among three outputs; null: for a single click."""
     everything: dict[str, Any] = field(default_factory=dict)
     """The strategy and its settings, see frisket.everything.strategy."""
-    image_size: int | None = field(default=None, metadata={"least": 16})
+    image_size: int | None = field(default=None, metadata={"least": 16, "most": 16384})
     """Input side; null: the model's own."""
     place: Place = field(default_factory=Place)
     """One device: of its settings accelerator, precision, threads and prompts_at_once count."""

@@ -190,7 +190,7 @@ def dead_workers_are_a_sentence() -> Iterator[None]:
         ) from error
 
 
-DEAD = r"(DataLoader worker \(pid|DataLoader timed out|.*Too many open files|.*ancdata|.*shared memory)"
+DEAD = r"(DataLoader worker \(pid|DataLoader timed out|.*(Too many open files|ancdata|shared memory|Connection reset))"
 """The first line of those; that of an error inside a worker's own code is "Caught … in DataLoader worker process"."""
 
 

@@ -47,7 +47,7 @@ class Config(TaskConfig):
     """BSDS500's."""
     images: str = ""
     """The folder of the photographs, where `truth` is no BSDS500 folder."""
-    thresholds: int = field(default=99, metadata={"least": 1})
+    thresholds: int = field(default=99, metadata={"least": 1, "most": 9999})
     """How many."""
     max_dist: float = MAX_DIST
     """Largest distance of a match, as a part of the diagonal."""

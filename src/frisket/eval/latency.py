@@ -80,7 +80,7 @@ class Config(TaskConfig):
     """Measure it, in a fresh process."""
     agreement: float = 0.99
     """Least mean mask IoU with eager fp32."""
-    seed: int = field(default=0, metadata={"least": 0})
+    seed: int = field(default=0, metadata={"least": 0, "most": 2**32 - 1})
     """Of noise and prompts."""
 
 

@@ -69,7 +69,7 @@ class Config(TaskConfig):
     """How papers prompt and score, see frisket.eval.protocols."""
     clicks: list[int] = field(default_factory=lambda: [1], metadata={"least": 1})
     """After how many to report."""
-    seed: int = field(default=0, metadata={"least": 0})
+    seed: int = field(default=0, metadata={"least": 0, "most": 2**32 - 1})
     """Of random clicks."""
 
 

@@ -51,7 +51,7 @@ class TaskConfig(Extensible):
     """Prepared shards (folder, glob or braces), a COCO or LVIS .json, or a BSDS500 folder."""
     out: str = "runs/eval"
     """The folder of the results."""
-    image_size: int | None = field(default=None, metadata={"least": 16})
+    image_size: int | None = field(default=None, metadata={"least": 16, "most": 16384})
     """The models' input side, a multiple of 16; null: their own, which must then be one."""
     limit: int | None = field(default=None, metadata={"least": 1})
     """The first n photographs only."""

@@ -22,7 +22,7 @@ class Filters:
 
     strategy: str
     """How masks are asked for: a file of frisket.everything, or a plug-in."""
-    points_per_batch: int = field(default=64, metadata={"least": 1})
+    points_per_batch: int = field(default=64, metadata={"least": 1, "most": 65536})
     """Prompts decoded at once."""
     pred_iou_thresh: float = 0.88
     """Predicted IoU must be above it."""
@@ -32,7 +32,7 @@ class Filters:
     """Stability is the share of a mask's area that stays between this logit above 0 and as much below."""
     box_nms_thresh: float = 0.7
     """Largest box IoU of two kept masks of one crop."""
-    crop_n_layers: int = field(default=0, metadata={"least": 0})
+    crop_n_layers: int = field(default=0, metadata={"least": 0, "most": 6})
     """Layer i adds 2^i x 2^i overlapping crops, each asked by itself."""
     crop_nms_thresh: float = 0.7
     """Largest box IoU of two kept masks of different crops; smaller crops win."""

@@ -24,7 +24,7 @@ class Config(Filters):
 
     strategy: str = "grid"
     """How masks are asked for: a file of frisket.everything, or a plug-in."""
-    points_per_side: int = field(default=32, metadata={"least": 1})
+    points_per_side: int = field(default=32, metadata={"least": 1, "most": 1024})
     """Of the grid over the whole photograph."""
     point_grids: list[Any] = field(default_factory=list)
     """Points of your own instead: for each crop layer a list of [x, y], in parts of the crop's width and height."""

@@ -17,12 +17,13 @@ Shape letters: B images, h and w token rows and columns, C width, S segments, P 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from frisket.bounds import bounded
 from frisket.errors import UserError
 from frisket.kernels.attention import parse
 from frisket.kernels.dilated import Layout, attend
@@ -37,19 +38,19 @@ class LighteningConfig:
     segment and dilation hold one entry for all blocks or one a block; a plain number or list is taken too.
     """
 
-    image_size: int = 1024
+    image_size: int = field(default=1024, metadata={"least": 16, "most": 16384})
     """Side of the native input in pixels; the position table has (image_size / 16) ** 2 entries."""
-    width: int = 384
+    width: int = field(default=384, metadata={"least": 1, "most": 16384})
     """Channels of the tokens."""
-    depth: int = 6
+    depth: int = field(default=6, metadata={"least": 1, "most": 512})
     """Blocks."""
-    heads: int = 6
+    heads: int = field(default=6, metadata={"least": 1, "most": 1024})
     """Of attention; they share the width."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = field(default=4.0, metadata={"least": 0, "most": 64})
     """Hidden channels of the MLP to the width."""
-    segment: tuple[int, ...] = (1024,)
+    segment: tuple[int, ...] = field(default=(1024,), metadata={"least": 0, "most": 1 << 20})
     """Tokens of a segment; 0 is all tokens in one. With window "2d" a square number."""
-    dilation: tuple[int, ...] = (4,)
+    dilation: tuple[int, ...] = field(default=(4,), metadata={"least": 1, "most": 1024})
     """Interval r: a token attends to every r-th token of its segment. 1 is plain attention inside segments."""
     offsets: Literal["all", "longnet"] = "all"
     """"all": every head serves every offset. "longnet": head j serves offset j % r, as the paper's figure draws it."""
@@ -57,12 +58,13 @@ class LighteningConfig:
     """"1d": a segment is a run of the flattened grid. "2d": a square."""
     alternate: bool = True
     """Odd blocks number the tokens column by column. False is the literal reading, rows only."""
-    out_channels: int = 256
+    out_channels: int = field(default=256, metadata={"least": 1, "most": 16384})
     """Of the embedding."""
     backend: Literal["auto", "flash", "sdpa", "plain"] = "auto"
     """Attention backend, see `frisket.kernels.attention`."""
 
     def __post_init__(self) -> None:
+        bounded(self, "lightening: ")
         for name in ("segment", "dilation"):
             value: Any = getattr(self, name)
             value = (int(value),) if isinstance(value, int) else tuple(int(n) for n in value)

@@ -12,13 +12,14 @@ so any flash kernel computes it without ever holding the array. `relative_attent
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frisket.bounds import bounded
 from frisket.errors import UserError
 from frisket.kernels.attention import attention
 from frisket.models.blocks import (
@@ -38,24 +39,25 @@ from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 class ViTConfig:
     """Shape of a SAM ViT; the defaults are ViT-B. Raises UserError for sizes that do not fit together."""
 
-    image_size: int = 1024
+    image_size: int = field(default=1024, metadata={"least": 16, "most": 16384})
     """Side of the native input in pixels."""
-    width: int = 768
+    width: int = field(default=768, metadata={"least": 1, "most": 16384})
     """Channels of the tokens."""
-    depth: int = 12
+    depth: int = field(default=12, metadata={"least": 1, "most": 512})
     """Blocks."""
-    heads: int = 12
+    heads: int = field(default=12, metadata={"least": 1, "most": 1024})
     """Of attention; they share the width."""
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
     """Blocks, from 0, that attend over the whole image."""
-    window: int = 14
+    window: int = field(default=14, metadata={"least": 1, "most": 1024})
     """Side, in tokens, of the squares that the other blocks attend in."""
-    out_channels: int = 256
+    out_channels: int = field(default=256, metadata={"least": 1, "most": 16384})
     """Of the embedding."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = field(default=4.0, metadata={"least": 0, "most": 64})
     """Hidden channels of the MLP to the width."""
 
     def __post_init__(self) -> None:
+        bounded(self, "ViT: ")
         if self.width % self.heads:
             raise UserError(f"ViT width {self.width} is not a multiple of heads {self.heads}: change one of the two")
         if self.image_size % STRIDE:

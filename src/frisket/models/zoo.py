@@ -10,6 +10,8 @@ from dataclasses import fields, replace
 from enum import Enum
 from typing import Any
 
+import torch
+
 from frisket import plugins
 from frisket.errors import UserError, nearest
 from frisket.models.encoder import MEMBERS, Entry
@@ -17,6 +19,8 @@ from frisket.models.sam import Sam
 
 MODELS = plugins.Room("frisket.models", "model", "ENCODERS")
 """The files of this folder that hold rows, and plug-ins."""
+LIMIT = 1 << 31
+"""Weights of an encoder, three times ViT-H's: more is a mistake in a setting. Our choice."""
 
 
 def _rows() -> Iterator[tuple[str, str | None, Entry]]:
@@ -60,8 +64,8 @@ def plain(value: Any) -> Any:
 def build(name: str, **encoder_changes: Any) -> Sam:
     """A Sam with random weights whose encoder is `name`, with some fields of its config changed.
 
-    Raises UserError for an unknown name or field (with the nearest right one), for values the config refuses, and for
-    a plug-in's encoder that lacks a member of the contract.
+    Raises UserError for an unknown name or field (with the nearest right one), for values the config refuses or that
+    make more than LIMIT weights, and for a plug-in's encoder that lacks a member of the contract.
     """
     row = entry(name)
     known = [field.name for field in fields(row.config)]
@@ -69,7 +73,17 @@ def build(name: str, **encoder_changes: Any) -> Sam:
         if key not in known:
             raise UserError(f"model '{name}' has no setting '{key}': {nearest(key, known)}")
     changes = {key: plain(value) for key, value in encoder_changes.items()}
-    encoder = row.encoder(replace(row.config, **changes))
+    try:
+        config = replace(row.config, **changes)
+        with torch.device("meta"):  # no memory yet
+            weights = sum(weight.numel() for weight in row.encoder(config).parameters()) if changes else 0
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # a word for a number, a size below 1
+        raise UserError(f"{encoder_changes} is no '{name}': {str(error).splitlines()[0]:.200}") from error
+    if weights > LIMIT:
+        raise UserError(
+            f"{changes} makes '{name}' a model of {weights:.1e} weights, and {LIMIT:.1e} is the most there is"
+        )
+    encoder = row.encoder(config)
     if lacking := [member for member in MEMBERS if not hasattr(encoder, member)]:
         raise UserError(f"model '{name}' lacks {', '.join(lacking)}: see frisket.models.encoder.ImageEncoder")
     return Sam(encoder, name, changes)

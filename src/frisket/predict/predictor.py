@@ -118,14 +118,14 @@ class Predictor:
         """
         prompts = Prompts()
         if masks is not None:
-            logits, grid = torch.as_tensor(masks, dtype=torch.float32), (self.frame.grid, self.frame.grid)
+            logits, grid = _tensor(masks), (self.frame.grid, self.frame.grid)
             if logits.ndim < 2 or tuple(logits.shape[-2:]) != grid or not bool(logits.isfinite().all()):
                 raise ValueError(f"masks are finite logits (N, {grid[0]}, {grid[1]}), not {tuple(logits.shape)}")
             prompts.masks = logits.reshape(-1, 1, *grid).to(self.sam.device)
         if points is not None:
             xy = _floats(points, 2)
             xy = xy.reshape(1, -1, 2) if xy.ndim < 3 else xy
-            kinds = torch.full(xy.shape[:2], FOREGROUND) if labels is None else torch.as_tensor(labels).long()
+            kinds = torch.full(xy.shape[:2], FOREGROUND) if labels is None else _tensor(labels).long()
             kinds = kinds.reshape(1, -1) if kinds.ndim < 2 else kinds
             if kinds.shape != xy.shape[:2]:
                 raise ValueError(
@@ -217,10 +217,18 @@ def upright(image: Image.Image) -> np.ndarray:
 
 
 def _floats(values: Numbers, last: int) -> Tensor:
-    numbers = torch.as_tensor(values, dtype=torch.float32).cpu()
+    numbers = _tensor(values)
     if not numbers.ndim or numbers.shape[-1] != last or not numbers.numel():
         raise ValueError(f"expected numbers in groups of {last}, not shape {tuple(numbers.shape)}")
     return numbers
+
+
+def _tensor(values: Numbers) -> Tensor:
+    """float32 on the CPU. Raises ValueError for what holds no numbers, or rows of different lengths."""
+    try:
+        return torch.as_tensor(values, dtype=torch.float32).cpu()
+    except (TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"prompts are numbers in rows of equal length: {error}") from error
 
 
 def _text(row: list[float]) -> str:

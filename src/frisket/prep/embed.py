@@ -47,7 +47,7 @@ class Config(PrepConfig):
     """As stored."""
     batch: int = field(default=4, metadata={"least": 1})
     """Images per forward pass."""
-    image_size: int = field(default=1024, metadata={"least": 16})
+    image_size: int = field(default=1024, metadata={"least": 16, "most": 16384})
     """The teacher's input side."""
 
 

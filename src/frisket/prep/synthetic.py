@@ -36,11 +36,11 @@ class Config(MaskConfig):
     renamed: ClassVar[dict[str, str]] = {"side": "image_size"}
 
     source: str = "synthetic"
-    count: int = 1000
+    count: int = field(default=1000, metadata={"least": 1, "most": 10**8})
     """Images."""
-    image_size: int = field(default=384, metadata={"least": 64})
+    image_size: int = field(default=384, metadata={"least": 64, "most": 8192})
     """Longest side in pixels."""
-    seed: int = field(default=0, metadata={"least": 0})
+    seed: int = field(default=0, metadata={"least": 0, "most": 2**32 - 1})
     """Another seed, other images."""
     radius: tuple[float, float] = (0.07, 0.26)
     """Of an object, least and most, as shares of image_size. Few large ones (.18 to .40) need the picture more."""

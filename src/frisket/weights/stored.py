@@ -81,7 +81,7 @@ def unpickle(path: Path, *, mmap: bool = False, checked: bool = False) -> dict[s
         code = re.search(r"GLOBAL (\S+)", str(error))
         what = f"holds {code[1]}, which is more than weights," if code else "is damaged"
         raise UserError(f"{path} {what} and is refused: get or save it again") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch's unpickler takes any bytes for a program, and stumbles in any way
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path} cannot be read ({said}): it is cut short or damaged, get it again") from error
     if not isinstance(content, dict):
