@@ -334,6 +334,30 @@ def test_a_bit_flipped_finished_shard_is_written_anew(folder):
     assert first.stat().st_mtime_ns == moment
 
 
+def test_a_bit_flipped_under_the_same_size_and_time_is_noticed(folder):
+    """By training at the member that it reads, without reading the rest; by prep where it is asked to verify."""
+    first = Path(expand(folder.out)[0])
+    whole, facts = first.read_bytes(), first.stat()
+    sound = IndexedShards(expand(folder.out))
+    assert len([sound[n] for n in range(4)]) == 4 and sound.indexes[0].crcs is not None
+    index = build_index(first)
+    middle = int(index.offsets[1, 0] + index.sizes[1, 0] // 2)
+    flipped = bytearray(whole)
+    flipped[middle] ^= 1
+    first.write_bytes(flipped)
+    os.utime(first, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    images = IndexedShards(expand(folder.out))
+    assert images[0] == sound[0]
+    with pytest.raises(
+        UserError, match=rf"{first.name}, sample \S+: the \.jpg is not what was written: .* verify=true"
+    ):
+        images[1]
+    prep(folder)
+    assert first.read_bytes() == flipped
+    prep(dataclasses.replace(folder, verify=True))
+    assert first.read_bytes() == whole and len([IndexedShards([first])[n] for n in range(2)]) == 2
+
+
 @pytest.mark.parametrize("text", ["[]", "{", "null", '{"shards": [5]}', '{"shards": [], "stamp": [0, 1]}'])
 def test_a_damaged_note_is_none(text, folder):
     first = Path(expand(folder.out)[0])

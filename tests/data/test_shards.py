@@ -75,8 +75,9 @@ def test_index_is_rebuilt_when_stale(shards, record):
     side = index_path(tar)
     good = side.read_bytes()
     side.write_text('{"version": 1}')
-    assert len(build_index(tar)) == 3 and side.read_bytes() == good
     content = json.loads(good)
+    headers = {key: value for key, value in content.items() if key != "crcs"}  # reading them makes no checksum
+    assert len(build_index(tar)) == 3 and json.loads(side.read_bytes()) == headers
     side.write_text(json.dumps({**content, "bytes": content["bytes"] + 1, "keys": ["a", "b", "c"]}))
     assert build_index(tar).keys.tolist() == [b"sa_0", b"sa_1", b"sa_2"]
     side.write_text(json.dumps({**content, "keys": ["a", "b", "c"]}))

@@ -33,8 +33,8 @@ def test_models_of_ours(sam: Sam, tmp_path: Path) -> None:
         write({**record, "state_dict": small} if isinstance(record, dict) else record, path)
         checkpoint.load(path)
 
-    tally = fuzz(changed(content), 250, attack)
-    assert min(tally["answered"], tally["refused"]) > 20
+    tally = fuzz(changed(content), 100, attack)
+    assert min(tally["answered"], tally["refused"]) > 8
 
 
 def test_tables_of_weights(sam: Sam, tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_training_checkpoints(sam: Sam, tmp_path: Path) -> None:
         write(tree, path)
         checkpoint.like(checkpoint.recorded(path))
 
-    tally = fuzz(changed(content), 250, attack)
-    assert min(tally["answered"], tally["refused"]) > 20
+    tally = fuzz(changed(content), 100, attack)
+    assert min(tally["answered"], tally["refused"]) > 8
 
 
 def test_damaged_files(sam: Sam, tmp_path: Path) -> None:

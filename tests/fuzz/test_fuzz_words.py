@@ -29,11 +29,13 @@ from frisket.recipes.base import RecipeConfig
 SCHEMAS = {name: kind for name, kind in schemas().items() if not name.startswith("model ")}
 KEYS = {name: [knob.key for knob in settings.describe(kind)] for name, kind in SCHEMAS.items()}
 TEXTS = st.one_of(
-    st.sampled_from(["", "on", "null", "~", "nan", ".nan", "-.inf", "1e400", "{}", "[]", "[[]]", "{a: {b: 1}}", "[1,", "{",
-                     "${seed}", "${nowhere}", "${oc.env:NOWHERE}", "${", "!!python/object:os.system", "&a [*a]", "'", ":"]),
+    st.sampled_from(["", "on", "null", "~", "nan", ".nan", "-.inf", "1e400", "{}", "[]", "[[]]", "{a: {b: 1}}", "[1,"]),
+    st.sampled_from(
+        ["{", "${seed}", "${nowhere}", "${oc.env:NOWHERE}", "${", "!!python/object:os.system", "&a [*a]", ":"]
+    ),
     st.one_of(WHOLE, FLOATS, WORDS).map(str),
     ODD.map(lambda value: json.dumps(value)),
-)  # fmt: skip
+)
 """What a person can type behind `key=`."""
 
 
@@ -77,7 +79,7 @@ def test_numbers_of_every_field() -> None:
         (name, key), value = case
         use(settings.load(SCHEMAS[name], [], [f"{key}={value}"]))
 
-    tally = fuzz(st.tuples(st.sampled_from(cases), st.one_of(WHOLE, FLOATS)), 250, attack)
+    tally = fuzz(st.tuples(st.sampled_from(cases), st.one_of(WHOLE, FLOATS)), 150, attack)
     assert min(tally["answered"], tally["refused"]) > 20
 
 
@@ -128,7 +130,8 @@ def predictor() -> Predictor:
 NEAR = st.one_of(st.integers(-3, 70), st.floats(-2, 66), FLOATS, WHOLE, st.none(), st.just("x"))
 GROUPS = st.one_of(
     st.lists(NEAR, max_size=5), st.lists(st.lists(NEAR, min_size=2, max_size=4), max_size=3), ODD,
-    st.lists(st.integers(0, 40), min_size=2, max_size=2), st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(21, 40)] * 2).map(list),
+    st.lists(st.integers(0, 40), min_size=2, max_size=2),
+    st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(21, 40)] * 2).map(list),
 )  # fmt: skip
 
 

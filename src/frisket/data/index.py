@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,13 +106,15 @@ def check_end(tail: bytes, last: str) -> None:
 
 @dataclass
 class Index:
-    """Where each sample of one tar lies. keys (n,) bytes; offsets, sizes (n, len(exts)) int64, in tar order."""
+    """Where each sample of one tar lies. keys (n,) bytes; offsets, sizes (n, len(exts)) int64, in tar order; crcs
+    uint32 of that shape: CRC-32 of each member as its writer had it, None where only the headers were read."""
 
     tar: Path
     exts: tuple[str, ...]
     keys: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
+    crcs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -123,10 +125,11 @@ def index_path(tar: Path | str) -> Path:
     return Path(f"{tar}.idx.json")
 
 
-def build_index(tar: Path | str, exts: Sequence[str] = PAIR) -> Index:
+def build_index(tar: Path | str, exts: Sequence[str] = PAIR, crcs: Sequence[Mapping[str, int]] | None = None) -> Index:
     """Index of a plain tar, from its sidecar if that is fresh, else from one pass over the headers (sidecar written).
 
     A sidecar is stale when it is older than the tar, or the tar's size or the wanted extensions differ.
+    crcs: {extension: CRC-32} of each sample, from who has just written the tar.
     Every sample must have all of `exts`; other members are ignored. Raises UserError naming shard and sample for
     a lone half, a doubled member, a truncated tar, a gzip-wrapped tar, a file that is no tar or is not there.
     """
@@ -134,7 +137,7 @@ def build_index(tar: Path | str, exts: Sequence[str] = PAIR) -> Index:
     exts = tuple(exts)
     try:
         facts = regular(tar)
-        fresh = _fresh_index(tar, exts, facts)
+        fresh = None if crcs else _fresh_index(tar, exts, facts)
         if fresh is not None:
             return fresh
         if is_gzip(tar):
@@ -155,6 +158,7 @@ def build_index(tar: Path | str, exts: Sequence[str] = PAIR) -> Index:
                 f"shard {tar}, sample {key}: no .{lacking[0]} member; write the shard again, `frisket prep`"
             )
     index = _index_from_parts(tar, exts, parts)
+    index.crcs = np.array([[crc[ext] for ext in exts] for crc in crcs], np.uint32) if crcs else None
     _write_index(index, facts.st_size)
     return index
 
@@ -185,7 +189,8 @@ def _fresh_index(tar: Path, exts: tuple[str, ...], facts: os.stat_result) -> Ind
             raise ValueError("members outside the tar")
         if shape[0] and not _leads_to(tar, int(offsets[0, 0]), _bytes(data["keys"][0])):
             raise ValueError("members of another tar")
-        return Index(tar, exts, np.array([_bytes(k) for k in data["keys"]], dtype=bytes), offsets, sizes)
+        crcs = np.array(data["crcs"], np.uint32).reshape(shape) if data.get("crcs") else None
+        return Index(tar, exts, np.array([_bytes(k) for k in data["keys"]], dtype=bytes), offsets, sizes, crcs)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -211,6 +216,7 @@ def _write_index(index: Index, size: int) -> None:
             "keys": [key.decode("utf-8", "surrogateescape") for key in index.keys.tolist()],
             "offsets": index.offsets.tolist(),
             "sizes": index.sizes.tolist(),
+            **({} if index.crcs is None else {"crcs": index.crcs.tolist()}),
         }
         write_text(index_path(index.tar), json.dumps(content))
     except OSError as error:  # a read-only mount: the index in memory serves, only the next start is slower

@@ -43,7 +43,7 @@ class DataConfig:
     """Images per optimizer step, over all devices and accumulated batches."""
     masks_per_image: int = field(default=16, metadata={"least": 0})
     """Masks drawn of each photograph; 0: all."""
-    image_size: int = field(default=1024, metadata={"least": 16, "most": 16384})
+    image_size: int = field(default=1024, metadata={"most": 16384})
     """Side of the model's input in pixels, a multiple of 16."""
     shuffle_window: int = field(default=4, metadata={"least": 1})
     """Shards shuffled together."""

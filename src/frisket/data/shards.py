@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -189,6 +190,11 @@ class IndexedShards(torch.utils.data.Dataset):
                 raise UserError(f"shard {index.tar}, sample {raw['__key__']}: {error.strerror}") from error
             if len(raw[ext]) != size:
                 raise UserError(f"shard {index.tar}, sample {raw['__key__']}: the tar was cut off since it was indexed")
+            if index.crcs is not None and zlib.crc32(raw[ext]) != index.crcs[row, e]:
+                raise UserError(
+                    f"shard {index.tar}, sample {raw['__key__']}: the .{ext} is not what was written: run the same "
+                    "`frisket prep` again with verify=true"
+                )
         return raw
 
     def _file(self, shard: int) -> int:
@@ -242,6 +248,7 @@ class TarOut:
         self.size = 0
         self.record: ShardRecord | None = None
         self._keys: set[str] = set()
+        self._crcs: list[dict[str, int]] = []
         self._exts: tuple[str, ...] | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,6 +273,7 @@ class TarOut:
             self.discard(error)
             raise self._sentence(error) from error
         self._keys.add(key)
+        self._crcs.append({e: zlib.crc32(sample[e]) for e in exts})
         self.count += 1
 
     def close(self) -> ShardRecord:
@@ -278,7 +286,7 @@ class TarOut:
             self.discard(error)
             raise self._sentence(error) from error
         self.record = ShardRecord(self.path.name, self.count, self._sink.sha.hexdigest(), self._sink.offset)
-        build_index(self.path, _order(self._exts or PAIR))
+        build_index(self.path, _order(self._exts or PAIR), self._crcs)
         return self.record
 
     def discard(self, error: BaseException) -> None:

@@ -50,7 +50,7 @@ class LighteningConfig:
     """Hidden channels of the MLP to the width."""
     segment: tuple[int, ...] = field(default=(1024,), metadata={"least": 0, "most": 1 << 20})
     """Tokens of a segment; 0 is all tokens in one. With window "2d" a square number."""
-    dilation: tuple[int, ...] = field(default=(4,), metadata={"least": 1, "most": 1024})
+    dilation: tuple[int, ...] = field(default=(4,), metadata={"most": 1024})
     """Interval r: a token attends to every r-th token of its segment. 1 is plain attention inside segments."""
     offsets: Literal["all", "longnet"] = "all"
     """"all": every head serves every offset. "longnet": head j serves offset j % r, as the paper's figure draws it."""

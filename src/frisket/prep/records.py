@@ -55,6 +55,8 @@ class PrepConfig(Extensible):
     """"k/n": task k of a Slurm array 0..n-1 does the units k, k+n, ..."""
     strict: bool = False
     """A bad record stops the run with its sentence; else it goes to rejected.jsonl."""
+    verify: bool = False
+    """Read finished shards again and compare their sha256: one that differs is written anew."""
     place: Place = field(default_factory=Place)
     """Where it runs: place.workers processes; embed also takes accelerator and precision."""
 

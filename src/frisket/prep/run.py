@@ -38,7 +38,7 @@ from frisket.files import write_json, write_text
 from frisket.prep.records import SOURCES, PhotoConfig, PrepConfig, Record, Reject, ShardConfig, Unit, shrink_jpeg
 
 # Where and how fast, not what: these may differ between two runs into one folder.
-NOT_SETTINGS = {"inputs", "out", "task", "strict", "batch", "place", "plugins"}
+NOT_SETTINGS = {"inputs", "out", "task", "strict", "verify", "batch", "place", "plugins"}
 
 # What belongs to one unit: `<output>-000000.tar`, `<output>.emb.tar` and `<note>.json`, with sidecars and temporaries.
 PRODUCT = re.compile(r"\.?(.+?)(?:-\d{6}\.tar|\.emb\.tar|\.json)(?:\..+)?")
@@ -69,7 +69,7 @@ def _prep(config: PrepConfig) -> dict[str, int]:
     out = Path(config.out)
     _claim(config, out, units)
     mine = units[task::tasks]
-    pending = [unit for unit in mine if _finished(config, out, unit) is None]
+    pending = [unit for unit in mine if _finished(config, out, unit, verify=config.verify) is None]
     if pending:
         (out / "index.json").unlink(missing_ok=True)  # an index.json says: all units are here
     _sweep(config, out, pending, alone=tasks == 1)
@@ -186,15 +186,15 @@ def _claim(config: PrepConfig, out: Path, units: list[Unit]) -> None:
             raise UserError(f"{out} also holds unit {note.stem}, which inputs no longer lead to: choose another out=")
 
 
-def _finished(config: PrepConfig, out: Path, unit: Unit) -> Note | None:
+def _finished(config: PrepConfig, out: Path, unit: Unit, verify: bool = False) -> Note | None:
     """The unit's note, when it is of this very input and its shards are there as they were written.
 
-    A shard that is newer than the note is read again: only with its sha256 it counts.
+    A shard that is newer than the note, or any to `verify`, is read again: only with its sha256 it counts.
     """
     path = _note_path(config, out, unit)
     try:
         note = json.loads(path.read_text())
-        moment = path.stat().st_mtime_ns
+        moment = 0 if verify else path.stat().st_mtime_ns
         whole = all(_whole(out / shard["name"], shard, moment) for shard in note["shards"])
         return note if whole and note["stamp"] == unit.stamp and _totals([note]) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # a note that is damaged is none
