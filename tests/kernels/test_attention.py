@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frisket.errors import UserError
-from frisket.kernels.attention import VARIABLE, Backend, _flash, attention, choose, describe, parse, use
+from frisket.kernels.attention import VARIABLE, Backend, _flash, attention, choose, describe, parse
 
 
 @pytest.fixture(autouse=True)
@@ -52,20 +52,8 @@ def test_order_of_choice(monkeypatch):
     assert choose(q) is Backend.sdpa
     monkeypatch.setenv(VARIABLE, "plain")
     assert choose(q) is Backend.plain and VARIABLE in describe()
-    with use("sdpa"):
-        assert choose(q) is Backend.sdpa and "use()" in describe()
-        with use(Backend.plain):
-            assert choose(q) is Backend.plain
-        assert choose(q) is Backend.sdpa
-    assert choose(q) is Backend.plain
     monkeypatch.setenv(VARIABLE, "auto")
     assert choose(q) is Backend.sdpa
-
-
-def test_wish_is_dropped_after_an_error():
-    with pytest.raises(RuntimeError), use("plain"):
-        raise RuntimeError
-    assert choose(qkv(1, 2, 1, 4)[0]) is Backend.sdpa
 
 
 def kernels_of(out):
@@ -78,18 +66,19 @@ def kernels_of(out):
     return " ".join(names)
 
 
-def test_the_choice_is_what_runs_and_the_argument_beats_use():
+def test_the_choice_is_what_runs_and_the_argument_beats_the_environment(monkeypatch):
     tensors = [t.requires_grad_() for t in qkv(1, 64, 2, 8)]
     assert "ScaledDotProduct" in kernels_of(attention(*tensors))
-    with use("plain"):
-        assert "Softmax" in kernels_of(attention(*tensors))
-        assert "ScaledDotProduct" in kernels_of(attention(*tensors, backend="sdpa"))
+    monkeypatch.setenv(VARIABLE, "plain")
+    assert "Softmax" in kernels_of(attention(*tensors))
+    assert "ScaledDotProduct" in kernels_of(attention(*tensors, backend="sdpa"))
+    monkeypatch.delenv(VARIABLE)
     assert "Softmax" in kernels_of(attention(*tensors, backend=Backend.plain))
 
 
 def test_unknown_name_is_refused_with_a_hint(monkeypatch):
-    with pytest.raises(UserError, match="did you mean 'flash'"), use("flahs"):
-        raise AssertionError("not reached")
+    with pytest.raises(UserError, match="did you mean 'flash'"):
+        parse("flahs", "x")
     monkeypatch.setenv(VARIABLE, "spda")
     with pytest.raises(UserError, match=f"{VARIABLE}.*sdpa"):
         describe()

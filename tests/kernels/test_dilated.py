@@ -10,7 +10,15 @@ import torch
 
 from frisket.kernels import dilated
 from frisket.kernels.attention import _flash
-from frisket.kernels.dilated import Layout, attend, dense_reference, dilated_attention
+from frisket.kernels.dilated import Layout, attend
+
+
+def dilated_attention(q, k, v, *, grid, segment, dilation, order="row", window="1d", **how):
+    return dilated.dilated_attention(q, k, v, Layout(grid, segment, dilation, order, window), **how)
+
+
+def dense_reference(q, k, v, *, grid, segment, dilation, order="row", window="1d", backend=None, **how):
+    return dilated.dense_reference(q, k, v, Layout(grid, segment, dilation, order, window), **how)
 
 
 def cases(count, seed):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from plainvit import relative_attention_reference
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -97,7 +98,7 @@ def test_what_may_differ_changes_no_layout(encoder: Any) -> None:
 @pytest.mark.parametrize("side", [64, 192])
 def test_declared_macs_are_those_counted(encoder: Any, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # our kernel folds SAM's relative positions into longer products, which no paper counts
-    monkeypatch.setattr(vit, "relative_attention", vit.relative_attention_reference)
+    monkeypatch.setattr(vit, "relative_attention", relative_attention_reference)
     with FlopCounterMode(display=False) as counter:
         encoder(torch.empty(1, 3, side, side, device="meta"))
     assert encoder.macs(side) == counter.get_total_flops() // 2

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from frisket.bench.harness import Case, Row, Setting, at_most
 from frisket.kernels.attention import attention
-from frisket.kernels.dilated import dense_reference, dilated_attention
+from frisket.kernels.dilated import Layout, dense_reference, dilated_attention
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -34,18 +34,18 @@ def dilated(setting: Setting, dilation: int, baseline: str) -> Case:
     dtype = torch.bfloat16 if setting.device.type == "cuda" else torch.float32
     exact = [torch.randn(1, side * side, heads, width, device=setting.device) for _ in range(3)]
     q, k, v = (t.to(dtype) for t in exact)
-    how = {"segment": segment, "dilation": dilation, "grid": (side, side)}
+    layout = Layout((side, side), segment, dilation)
 
     def wrong(tensors: list[Tensor]) -> float:
-        oracle = dense_reference(*(t.float() for t in tensors), **how)
-        return difference(dilated_attention(*tensors, **how), oracle)
+        oracle = dense_reference(*(t.float() for t in tensors), layout)
+        return difference(dilated_attention(*tensors, layout), oracle)
 
     guards = [at_most("max diff to dense oracle", lambda: wrong(exact), 1e-5)]
     if dtype != torch.float32:  # the rounding of bf16, 2^-8, on values of size 1
         guards.append(at_most("in bf16", lambda: wrong([q, k, v]), 2e-2))
     dense = naive if baseline == "naive" else attention
     note = f"{side * side} tokens, {heads} heads x {width}, segment {segment}, dilation {dilation}, all offsets"
-    return Case(lambda: dense(q, k, v), lambda: dilated_attention(q, k, v, **how), guards, note, str(dtype)[6:])
+    return Case(lambda: dense(q, k, v), lambda: dilated_attention(q, k, v, layout), guards, note, str(dtype)[6:])
 
 
 ROWS = [

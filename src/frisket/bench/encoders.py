@@ -78,17 +78,7 @@ def dense_lightening(encoder: LighteningEncoder, x: Tensor) -> Tensor:
         q, k, v = (
             project(y).unflatten(-1, (config.heads, -1)) for project in (block.attn.q, block.attn.k, block.attn.v)
         )
-        y = dense_reference(
-            q,
-            k,
-            v,
-            segment=layout.segment,
-            dilation=layout.dilation,
-            grid=(h, w),
-            offsets=config.offsets,
-            order=layout.order,
-            window=layout.window,
-        )
+        y = dense_reference(q, k, v, layout, offsets=config.offsets)
         x = x + block.attn.proj(y.flatten(2)).reshape(b, h, w, c)
         x = x + block.mlp(block.norm2(x))
     return encoder.neck(x.permute(0, 3, 1, 2))

@@ -15,7 +15,7 @@ import os
 import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,8 +328,8 @@ def _order(exts: Sequence[str]) -> tuple[str, ...]:
 class ShardWriter:
     """Samples into `<folder>/<stem>-000000.tar`, …: a new shard after `max_count` samples or `max_size` bytes.
 
-    Context manager. Each shard exists only when it is whole; `records` lists those finished, and `on_shard(record)`
-    is called for each. On an error the unfinished shard is removed, finished ones stay.
+    Context manager. Each shard exists only when it is whole; `records` lists those finished. On an error the
+    unfinished shard is removed, finished ones stay.
     """
 
     def __init__(
@@ -339,12 +339,9 @@ class ShardWriter:
         *,
         max_count: int = 1000,
         max_size: int = 1_000_000_000,
-        start: int = 0,
-        on_shard: Callable[[ShardRecord], None] | None = None,
     ) -> None:
         self.folder, self.stem = Path(folder), stem
-        self.max_count, self.max_size, self.number = max_count, max_size, start
-        self.on_shard = on_shard
+        self.max_count, self.max_size, self.number = max_count, max_size, 0
         self.records: list[ShardRecord] = []
         self._out: TarOut | None = None
 
@@ -371,8 +368,6 @@ class ShardWriter:
         out, self._out = self._out, None
         self.records.append(out.close())
         self.number += 1
-        if self.on_shard is not None:
-            self.on_shard(self.records[-1])
 
     def __enter__(self) -> "ShardWriter":
         return self

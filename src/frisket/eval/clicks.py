@@ -35,16 +35,14 @@ FEWEST = 10  # wrong cells below which EdgeSAM clicks no more
 # ---------------------------------------------------------------- the first click
 
 
-def first_clicks(rule: str, masks: np.ndarray, rngs: Sequence[np.random.Generator] = ()) -> np.ndarray:
-    """First clicks (N, 2) float64 of non-empty bool masks (N, H, W), original pixels. Rules: see above."""
+def first_clicks(rule: str, masks: np.ndarray) -> np.ndarray:
+    """First clicks (N, 2) float64 of non-empty bool masks (N, H, W), original pixels, by a rule without chance."""
     if rule == "innermost":
         return central_pixels(masks).astype(np.float64)
     if rule == "innermost_1024":
         return np.array([innermost_1024(mask) for mask in masks]).reshape(-1, 2)
     if rule == "mass":
         return np.array([mass(mask) for mask in masks], np.float64).reshape(-1, 2)
-    if rule == "uniform":
-        return np.array([anywhere(mask, rng) for mask, rng in zip(masks, rngs, strict=True)], np.float64).reshape(-1, 2)
     raise ValueError(f"there is no rule '{rule}' for the first click")
 
 
@@ -96,13 +94,9 @@ def anywhere(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 def error_click(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
     """(x, y, label) of the deepest wrong pixel; label IGNORED when nothing is wrong."""
-    wrong = prediction ^ truth
-    if not wrong.any():
-        return 0, 0, IGNORED
-    distance, x0, y0 = depths(wrong)
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    x, y = int(x) + x0, int(y) + y0
-    return x, y, FOREGROUND if truth[y, x] else BACKGROUND
+    x, y, depth = _deepest(prediction ^ truth, ())
+    label = FOREGROUND if truth[y, x] else BACKGROUND
+    return x, y, label if depth else IGNORED
 
 
 def clicker_click(
@@ -175,20 +169,13 @@ def round_trip(masks: Tensor) -> Tensor:
     """What EdgeSAM's script compares with: bool (N, H, W) -> nearest to longest side 1024 -> bilinear back -> > 0.
 
     Every mask grows by the reach of the bilinear kernel, so that even a perfect answer scores below 1. A pixel is above
-    0 where any of its four taps is, which spares the arithmetic: see `round_trip_plain`, which it equals.
+    0 where any of its four taps is, which spares the arithmetic.
     """
     size = Frame.fit((masks.shape[1], masks.shape[2]), EDGESAM_SIDE).size
     for axis in (1, 2):
         first, second = (taps.to(masks.device) for taps in _taps(masks.shape[axis], size[axis - 1]))
         masks = masks.index_select(axis, first) | masks.index_select(axis, second)
     return masks
-
-
-def round_trip_plain(masks: Tensor) -> Tensor:
-    """`round_trip` as it is written in words: the reference of the tests."""
-    size = (masks.shape[1], masks.shape[2])
-    there = _nearest(masks, Frame.fit(size, EDGESAM_SIDE).size).float()
-    return F.interpolate(there[:, None], size=size, mode="bilinear", align_corners=False)[:, 0] > 0
 
 
 @lru_cache(maxsize=64)

@@ -1,8 +1,8 @@
 """The one door to attention: flash-attn 2 where it can serve, else PyTorch's fused kernel, else plain matrix products.
 
 Use     `attention(q, k, v)` with tensors in (B, N, H, d); `describe()` gives the line for the log.
-Choose  in this order: the `backend` argument, `with use("plain"):`, the environment variable FRISKET_ATTENTION
-        (flash, sdpa, plain or auto), else automatically per call by `choose`.
+Choose  in this order: the `backend` argument, the environment variable FRISKET_ATTENTION (flash, sdpa, plain or auto),
+        else automatically per call by `choose`.
 Source  FlashAttention-2 (arXiv 2307.08691) through the flash-attn package; the limits checked here are those of its
         README (Ampere or newer, fp16 or bf16, head width up to 256, no additive bias).
 
@@ -12,8 +12,7 @@ Shape letters: B batch, N queries, M keys, H heads, d width of one head.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
 from typing import Any
@@ -36,9 +35,6 @@ class Backend(StrEnum):
     """torch.nn.functional.scaled_dot_product_attention. Any device and dtype, bias allowed; it picks a kernel."""
     plain = "plain"
     """Two matrix products around a float32 softmax. Any device and dtype; N x M is allocated. The reference."""
-
-
-_wish: Backend | None = None  # set by `use`; a plain global, so that torch.compile can guard on it
 
 
 @cache
@@ -86,17 +82,17 @@ def parse(name: Backend | str | None, where: str) -> Backend | None:
     return Backend(name)
 
 
-def _standing_wish() -> Backend | None:
-    return _wish if _wish is not None else parse(os.environ.get(VARIABLE), f"the environment variable {VARIABLE}")
+def _wish() -> Backend | None:
+    return parse(os.environ.get(VARIABLE), f"the environment variable {VARIABLE}")
 
 
 def choose(q: Tensor, bias: Tensor | None = None) -> Backend:
     """The backend a call with these tensors gets when its `backend` argument is None.
 
-    A wish for flash (by `use` or the environment) is kept for the calls flash-attn can serve; the others (a bias, fp32)
+    A wish for flash (by the environment) is kept for the calls flash-attn can serve; the others (a bias, fp32)
     go to sdpa, so that one model may hold both kinds. Raises UserError when flash is wished for and not installed.
     """
-    wish = _standing_wish()
+    wish = _wish()
     if wish is Backend.flash and _flash()[0] is None:
         raise UserError(f"attention backend flash was asked for, but {_flash()[1]}; install frisket[flash] or use sdpa")
     if wish is Backend.sdpa or wish is Backend.plain:
@@ -106,9 +102,9 @@ def choose(q: Tensor, bias: Tensor | None = None) -> Backend:
 
 def describe() -> str:
     """One line for the log: which backend calls will get and why."""
-    wish = _standing_wish()
+    wish = _wish()
     if wish is not None:
-        return f"attention: {wish.value} ({'use()' if _wish is not None else VARIABLE})"
+        return f"attention: {wish.value} ({VARIABLE})"
     if not torch.cuda.is_available():
         return f"attention: sdpa (torch {torch.__version__}, no CUDA device)"
     function, reason = _flash()
@@ -117,17 +113,6 @@ def describe() -> str:
     if torch.cuda.get_device_capability() < (8, 0):
         return f"attention: sdpa (torch {torch.__version__}, the GPU is older than Ampere)"
     return f"attention: flash for fp16 and bf16 without bias ({reason}), else sdpa (torch {torch.__version__})"
-
-
-@contextmanager
-def use(backend: Backend | str | None) -> Iterator[None]:
-    """Within the context, calls without a `backend` argument go to this one (as in `choose`); None means automatic."""
-    global _wish
-    before, _wish = _wish, parse(backend, "use()")
-    try:
-        yield
-    finally:
-        _wish = before
 
 
 def attention(

@@ -1,6 +1,6 @@
 """Dilated attention: cut the tokens into segments, thin each segment by an interval, attend, put the rows back.
 
-Use     `dilated_attention(q, k, v, segment=1024, dilation=4, grid=(64, 64))`, or a `Layout` when the caller holds the
+Use     `dilated_attention(q, k, v, Layout((64, 64), segment=1024, dilation=4))`, or `attend` when the caller holds the
         tokens before the projections (see below). `dense_reference` is the oracle: the same maths as an N x N mask.
 Source  SAM-Lightening (arXiv 2403.09195) section on Dilated Flash Attention, after LongNet (arXiv 2307.02486, sec. 3).
         Attending all r offsets with all heads, column order and 2-D windows are our choices.
@@ -176,55 +176,39 @@ def dilated_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    layout: Layout,
     *,
-    segment: int | None,
-    dilation: int,
-    grid: tuple[int, int],
     offsets: Offsets = "all",
-    order: Order = "row",
-    window: Window = "1d",
     scale: float | None = None,
     backend: Backend | str | None = None,
 ) -> Tensor:
-    """Dilated attention over the tokens of a grid; the meaning of each argument stands at the top of this file.
+    """Dilated attention over the tokens of a grid; the meaning of `layout`'s fields stands at the top of this file.
 
-    q, k, v (B, N, H, d) with N = rows * columns of `grid`, row by row whatever the order. segment in tokens (None: all
-    in one), dilation the interval r. N need not be a multiple of the segment, nor the segment of r: filled keys never
-    count. Returns (B, N, H, d) in the dtype of q. Raises ValueError for wrong sizes or words.
+    q, k, v (B, N, H, d) with N = rows * columns of the grid, row by row whatever the order. N need not be a multiple of
+    the segment, nor the segment of r: filled keys never count. Returns (B, N, H, d) in the dtype of q. Raises
+    ValueError for wrong sizes or words.
     """
     b, n, heads, width = q.shape
-    if n != grid[0] * grid[1] or k.shape != q.shape or v.shape != q.shape:
+    if n != math.prod(layout.grid) or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
-            f"q, k and v must be (B, {grid[0] * grid[1]}, H, d), not {[tuple(t.shape) for t in (q, k, v)]}"
+            f"q, k and v must be (B, {math.prod(layout.grid)}, H, d), not {[tuple(t.shape) for t in (q, k, v)]}"
         )
-    layout = Layout(grid, segment, dilation, order, window)
-    q, k, v = (layout.arrange(t.reshape(b, *grid, heads, width)) for t in (q, k, v))
+    q, k, v = (layout.arrange(t.reshape(b, *layout.grid, heads, width)) for t in (q, k, v))
     out = layout.restore(attend(q, k, v, layout, offsets=offsets, scale=scale, backend=backend))
     return out.reshape(b, n, heads, width)
 
 
 def dense_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    segment: int | None,
-    dilation: int,
-    grid: tuple[int, int],
-    offsets: Offsets = "all",
-    order: Order = "row",
-    window: Window = "1d",
-    scale: float | None = None,
-    backend: Backend | str | None = None,
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, offsets: Offsets = "all", scale: float | None = None
 ) -> Tensor:
     """The oracle of `dilated_attention`: same arguments and result, from the definition, with an N x N mask.
 
-    Nothing here is shared with `Layout`. `backend` is accepted and ignored: this is always the plain product.
+    Of `layout` it reads the fields alone.
     """
-    rows, columns = grid
+    (rows, columns), segment, dilation = layout.grid, layout.segment, layout.dilation
     y, x = (t.flatten() for t in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
-    line, place, length = (y, x, columns) if order == "row" else (x, y, rows)
-    if window == "1d" or segment is None:
+    line, place, length = (y, x, columns) if layout.order == "row" else (x, y, rows)
+    if layout.window == "1d" or segment is None:
         number = line * length + place
         run = rows * columns if segment is None else segment
         group, place = number // run, number % run

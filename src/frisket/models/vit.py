@@ -8,7 +8,7 @@ SAM adds to each attention logit a row term and a column term, both dot products
 Written out, that bias is an N x N array per head (1.07 GB for ViT-H in fp32 at 1024 px).
 It is exactly a longer dot product,
     q' = [scale*q, q.Rh[row_i - 0..h-1], q.Rw[col_i - 0..w-1]]      k' = [k, onehot(row_j), onehot(col_j)]
-so any flash kernel computes it without ever holding the array. `relative_attention_reference` is the plain form.
+so any flash kernel computes it without ever holding the array. tests/models/plainvit.py is the plain form.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,17 +95,6 @@ def relative_attention(
     # Fused kernels want one head width for q, k and v; without the zeros SDPA on CPU falls back to the N x N form.
     long_v = F.pad(v, (0, h + w))
     return attention(long_q, long_k, long_v, scale=1.0)[..., :d]
-
-
-def relative_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]
-) -> Tensor:
-    """The plain form of `relative_attention`: logits, bias and softmax written out. For tests and reading."""
-    h, w = grid
-    row_logits, column_logits = relative_terms(q, table_h, table_w, grid)
-    bias = row_logits.repeat_interleave(w, dim=-1) + column_logits.repeat(1, 1, 1, h)  # (B, query, H, key)
-    logits = torch.einsum("bqnd,bknd->bqnk", q * q.shape[-1] ** -0.5, k) + bias
-    return torch.einsum("bqnk,bknd->bqnd", logits.softmax(dim=-1), v)
 
 
 class Attention(nn.Module):
