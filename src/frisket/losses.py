@@ -59,20 +59,21 @@ def mask_losses(
     dice: float = 1.0,
     alpha: float = 0.25,
     valid: Tensor | None = None,
+    iou_power: int = 2,
 ) -> dict[str, Tensor]:
     """SAM's ambiguity-aware mask loss: each term (a scalar, mean over masks), not yet weighted.
 
     logits (N, C, G, G) and predicted iou (N, C) of C candidates; truth bool (N, G, G); valid bool (N, G, G) or None.
-    Per mask only the candidate with the least focal * F + dice * D is trained; the IoU error is a mean square over all
-    candidates (a head trained on winners alone flatters losers). `focal` and `dice` here only choose the winner;
-    `alpha` is the focal loss's.
+    Per mask only the candidate with the least focal * F + dice * D is trained; the IoU error is a mean square (TinySAM:
+    iou_power 1, its absolute value) over all candidates (a head trained on winners alone flatters losers). `focal` and
+    `dice` here only choose the winner; `alpha` is the focal loss's.
     """
     truth, valid = truth[:, None], None if valid is None else valid[:, None]
     target = truth.expand_as(logits)
     focals = focal_loss(logits.float(), target, alpha=alpha, valid=valid)
     dices = dice_loss(logits.float(), target, valid=valid)
     winner = (focal * focals + dice * dices).detach().argmin(dim=1, keepdim=True)
-    error = (iou.float() - logits_iou(logits, truth, valid=valid)) ** 2
+    error = (iou.float() - logits_iou(logits, truth, valid=valid)).abs() ** iou_power
     terms = {"focal": focals.gather(1, winner), "dice": dices.gather(1, winner), "iou": error}
     # a batch without masks gives 0 with a graph, not nan: other ranks wait for its gradients
     return {name: value.sum() / max(1, value.numel()) for name, value in terms.items()}
@@ -92,3 +93,19 @@ def feature_loss(student: Tensor, teacher: Tensor, *, valid: Tensor) -> Tensor:
 def normalize_feature(feature: Tensor) -> Tensor:
     """Parameter-free LayerNorm over the last axis: teacher features (B, h, w, D) of every depth on one scale."""
     return F.layer_norm(feature.float(), feature.shape[-1:])
+
+
+def distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
+    """How far apart two tensors are, element by element: 'l1' (TinySAM's choice), 'mse' or 'smooth_l1'."""
+    student, teacher = student.float(), teacher.float()
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(student, teacher, reduction="none")
+    away = student - teacher
+    return away.abs() if kind == "l1" else away.square()
+
+
+def hardness(teacher_iou: Tensor, student_iou: Tensor, *, epsilon: float = 1e-6) -> Tensor:
+    """TinySAM's weight of a mask, (N,) of IoU (N,) with the truth: sigmoid(teacher / (student + epsilon) - 1), without
+    gradient (arXiv 2312.13789, equation 6). 0.27 where the teacher fails, 0.5 where both are alike, towards 1 where
+    only the student fails."""
+    return torch.sigmoid(teacher_iou / (student_iou + epsilon) - 1).detach()

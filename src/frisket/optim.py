@@ -4,7 +4,7 @@ Total steps come from the config: `trainer.estimated_stepping_batches` silently 
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,22 +33,30 @@ class OptimConfig:
 
 
 def adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, steps: int, plain: Collection[str] = ()
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    *,
+    steps: int,
+    plain: Collection[str] = (),
+    rates: Mapping[str, float] | None = None,
 ):
     """Return (AdamW, LambdaLR stepped once per optimizer step) over the named parameters that require gradients.
 
     Biases and norms are not shrunk, nor the parameters called in `plain`: position tables and token embeddings, which
-    have two axes or more and yet are no matrices (MAE's and SAM's habit).
+    have two axes or more and yet are no matrices (MAE's and SAM's habit). `rates`: {beginning of a name: share of lr}.
     """
-    decay, spared = [], []
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            (spared if parameter.ndim < 2 or name in plain else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+            rate = next((share for start, share in (rates or {}).items() if name.startswith(start)), 1.0)
+            groups.setdefault((rate, parameter.ndim < 2 or name in plain), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": group, "weight_decay": 0.0 if spared else config.weight_decay, "lr": config.lr * rate}
+            for (rate, spared), group in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
+        ],
+        lr=config.lr, betas=tuple(config.betas), fused=True,
+    )  # fmt: skip
     # A fused AdamW offers to unscale fp16 gradients itself, and Lightning then refuses to clip them, in bf16 too, where
     # nothing is scaled. Without the offer they are unscaled before clipping, as for any other optimizer.
     optimizer._step_supports_amp_scaling = False

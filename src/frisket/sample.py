@@ -115,10 +115,23 @@ class Prompts:
 
 @dataclass
 class Prediction:
-    """What the decoder answers for N objects: logits (N, C, G, G) on the grid and predicted IoU (N, C)."""
+    """What the decoder answers for N objects: logits (N, C, G, G) on the grid, predicted IoU (N, C), and the tokens
+    (N, 5, 256) that both were made of, where they are asked for."""
 
     logits: Tensor
     iou: Tensor
+    tokens: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> "Prediction":
+        """The answers about some objects."""
+        return Prediction(self.logits[rows], self.iou[rows], None if self.tokens is None else self.tokens[rows])
+
+    @staticmethod
+    def join(parts: list["Prediction"]) -> "Prediction":
+        """The answers of several questions (at least one), in their order."""
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        logits, iou = torch.cat([part.logits for part in parts]), torch.cat([part.iou for part in parts])
+        return Prediction(logits, iou, torch.cat(tokens) if len(tokens) == len(parts) else None)
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The output with the highest predicted IoU: logits (N, G, G) and its predicted IoU (N,)."""

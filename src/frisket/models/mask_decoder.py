@@ -131,12 +131,14 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings: Tensor,
         multimask_output: bool,
         ignored: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits (N, C, 4h, 4w) and predicted IoU (N, C), C = 3 with `multimask_output`, else 1.
+        with_tokens: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Low-resolution logits (N, C, 4h, 4w) and predicted IoU (N, C), C = 3 with `multimask_output`, else 1; and if
+        asked, the transformer's own tokens (N, 5, 256) that they are made of: that of the IoU, then the four masks'.
 
         image_embeddings: (1, 256, h, w), shared by all prompts, or (N, 256, h, w), one for each prompt; image_pe:
         (1, 256, h, w); sparse_prompt_embeddings: (N, T, 256); dense_prompt_embeddings: (N, 256, h, w), or 1 for all;
-        ignored: bool (N, T), tokens that must not be seen. All names but the last are segment_anything's.
+        ignored: bool (N, T), tokens that must not be seen. All names but the last two are segment_anything's.
         Raises ValueError when the embeddings are neither one nor one for each prompt.
         """
         count, (h, w) = len(sparse_prompt_embeddings), image_embeddings.shape[-2:]
@@ -153,7 +155,8 @@ class MaskDecoder(nn.Module):
         upscaled = self.output_upscaling(pixels.transpose(1, 2).unflatten(2, (h, w)))
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1)
         logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
-        return logits, self.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
+        iou = self.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
+        return (logits, iou, tokens[:, : 1 + self.masks]) if with_tokens else (logits, iou)
 
     def _seen(self, ignored: Tensor | None) -> Tensor | None:
         """Attention mask (N, 1, 1, T): False hides ignored prompt tokens wherever tokens are the keys."""

@@ -80,8 +80,8 @@ class Sam(nn.Module):
         ignored = None if tokens is None else tokens[1] == IGNORED
         # A single image is broadcast instead of copied to every prompt.
         paired = embeddings if len(embeddings) == 1 else embeddings[image_index]
-        logits, iou = self.mask_decoder(paired, encoder.get_dense_pe(size), sparse, dense, multimask, ignored)
-        return Prediction(logits.float(), iou.float())
+        answer = self.mask_decoder(paired, encoder.get_dense_pe(size), sparse, dense, multimask, ignored, True)
+        return Prediction(*(part.float() for part in answer))
 
     def forward(
         self, images: Tensor, sizes: Tensor, image_index: Tensor, prompts: Prompts, multimask: bool

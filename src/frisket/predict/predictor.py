@@ -155,7 +155,7 @@ class Predictor:
             part = prompts[start : start + self.batch]
             index = torch.zeros(len(part), dtype=torch.long, device=self.sam.device)
             parts.append(self.sam.decode(self.embedding, index, part, multimask))
-        return Prediction(torch.cat([p.logits for p in parts]), torch.cat([p.iou for p in parts]))
+        return Prediction.join(parts)
 
     @torch.inference_mode()
     def predict(

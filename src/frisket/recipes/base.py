@@ -217,12 +217,16 @@ class Recipe(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps, spared = self.config.trainer.max_steps, undecayed(self)
-        optimizer, schedule = adamw(self.trained(), self.config.optim, steps=steps, plain=spared)
+        optimizer, schedule = adamw(self.trained(), self.config.optim, steps=steps, plain=spared, rates=self.rates())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Named parameters for the optimizer."""
         return self.named_parameters()
+
+    def rates(self) -> dict[str, float]:
+        """{beginning of a parameter's name: its share of the learning rate}, where that is not 1."""
+        return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["frisket"] = zoo.record(self.sam) | {"recipe": self.config.recipe}

@@ -5,6 +5,7 @@ rounds with the mask prompt alone, one at a random place and one last). Rounds a
 gradient norm, hence clipping, does not depend on their number). `train_sam` and `finetune_decoder` are settings of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -135,8 +136,7 @@ def asked(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One round: the loss terms, means over the N objects, and the logits (N, G, G) that are carried on, detached.
 
-    Autograd keeps some 50 MiB for each prompt and round at 1024 px. With `at_once` it keeps what goes in, and the
-    decoder is run again in the backward pass, for that many prompts at a time: a third more of the decoder's work.
+    Autograd keeps some 50 MiB for each prompt and round at 1024 px; `in_chunks` costs a third more decoder work.
     """
 
     def ask(rows: slice) -> tuple[dict[str, Tensor], Tensor]:
@@ -147,11 +147,21 @@ def asked(
         )  # fmt: skip
         return terms, prediction.best()[0].detach()
 
-    count = len(batch.masks)
+    return in_chunks(ask, len(batch.masks), at_once)
+
+
+def in_chunks(
+    ask: Callable[[slice], tuple[dict[str, Tensor], Tensor]], count: int, at_once: int | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """ask(rows) -> (terms, each a mean over its rows; the rows' other values), over `count` rows, `at_once` at a time
+    (None: all): the terms' means over all rows, the other values joined.
+
+    A chunk is asked again in the backward pass, so that the activations of one chunk live at a time.
+    """
     if at_once is None or not count:
         return ask(slice(None))
     chunks = [slice(first, min(first + at_once, count)) for first in range(0, count, at_once)]
     parts = [checkpoint(ask, rows, use_reentrant=False, preserve_rng_state=False) for rows in chunks]
     shares = [(rows.stop - rows.start) / count for rows in chunks]
     terms = {name: torch.stack([s * part[name] for s, (part, _) in zip(shares, parts)]).sum() for name in parts[0][0]}
-    return terms, torch.cat([logits for _, logits in parts])
+    return terms, torch.cat([values for _, values in parts])
