@@ -8,13 +8,12 @@ with K focus pairs of blocks (s_k of the student, t_k of the teacher), shallow t
 was not readable; a_k, the layer map, LN0, the mean and d_k = k / K are our choice, each a switch.
 Ablations: `distill.schedule=neck` (MobileSAM's plain embedding distillation), `distill.schedule=constant`.
 
-The teacher is held outside the module tree: it is in no checkpoint, no optimizer and no DDP bucket. Stored embeddings
-(`data.embeddings`) replace its neck; with `schedule=neck` its encoder then never runs. The projections P_k live in the
-training checkpoint (resume is exact) and are dropped from model.pt; so does the number of steps first planned, which
-the schedule counts in: raising `trainer.max_steps` later does not move a cascade backwards. What has no weight yet
-takes no optimizer step, so that Adam begins there when it joins (DeepSpeed steps all it holds). Prompt encoder and
-decoder are the teacher's, frozen: the encoder is distilled with the decoder out of the loop ("decoupled");
-`finetune_decoder` aligns it later.
+The teacher is held outside the training (recipes/taught.py). Stored embeddings (`data.embeddings`) replace its neck;
+with `schedule=neck` its encoder then never runs. The projections P_k live in the training checkpoint (resume is exact)
+and are dropped from model.pt; so does the number of steps first planned, which the schedule counts in: raising
+`trainer.max_steps` later does not move a cascade backwards. What has no weight yet takes no optimizer step, so that
+Adam begins there when it joins (DeepSpeed steps all it holds). Prompt encoder and decoder are the teacher's, frozen:
+the encoder is distilled with the decoder out of the loop ("decoupled"); `finetune_decoder` aligns it later.
 """
 
 from dataclasses import dataclass, field
@@ -24,12 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frisket import checkpoint
-from frisket.data.embeddings import Stamp
-from frisket.errors import UserError, warn
+from frisket.errors import UserError
 from frisket.losses import feature_loss, normalize_feature
 from frisket.models.sam import Sam
-from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model
+from frisket.recipes.base import ModelSpec
+from frisket.recipes.taught import Taught, TaughtConfig
 from frisket.sample import Batch, valid_tokens
 
 
@@ -59,11 +57,9 @@ class DistillConfig:
 
 
 @dataclass
-class Config(RecipeConfig):
+class Config(TaughtConfig):
     """A frozen teacher and the encoder it teaches."""
 
-    teacher: str = "sam_vit_h"
-    """A zoo name, run folder or checkpoint file."""
     student: ModelSpec = field(default_factory=lambda: ModelSpec("lightening"))
     """What to teach; its prompt encoder and decoder are the teacher's."""
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -125,7 +121,7 @@ def on_one_grid(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     return next(pooled), next(pooled)
 
 
-class Module(Recipe):
+class Module(Taught):
     """The student's image encoder and the projections are trained."""
 
     config: Config
@@ -133,40 +129,13 @@ class Module(Recipe):
     def build_sam(self) -> Sam:
         config = self.config
         self.planned = config.trainer.max_steps
-        teacher = checkpoint.load(config.teacher, trust=config.trust).requires_grad_(False).eval()
-        self.teachers = [teacher]  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
-        sam = self.initial()
-        if teacher.image_size != config.data.image_size:
-            warn(f"teacher={config.teacher} is of {teacher.image_size} px and is asked at {config.data.image_size} px")
-        if sam is None:
-            sam = build_model(config.student, config.data.image_size)
-            mine, theirs = sam.image_encoder.channels, teacher.image_encoder.channels
-            if mine != theirs:
-                raise UserError(
-                    f"the student's embedding has {mine} channels and the teacher's {theirs}: make them equal"
-                )
-            sam.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
-            sam.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
+        sam = self.build_pair()
         self.freeze(sam.prompt_encoder, sam.mask_decoder)
         student = sam.image_encoder
-        mine, theirs = student.taps, teacher.image_encoder.taps
+        mine, theirs = student.taps, self.teacher.image_encoder.taps
         self.pairs = focus_pairs(len(mine), len(theirs), config.distill)
         self.projections = nn.ModuleList(nn.Linear(mine[s - 1].width, theirs[t - 1].width) for s, t in self.pairs)
         return sam
-
-    @property
-    def teacher(self) -> Sam:
-        """The frozen teacher, not part of this module's parameters."""
-        return self.teachers[0]
-
-    def stamp(self) -> Stamp | None:
-        """Stored embeddings must come from this very teacher, at this input side."""
-        if self.config.data.embeddings is None:
-            return None
-        return Stamp(checkpoint.weights_digest(self.teacher.image_encoder), self.config.data.image_size)
-
-    def on_fit_start(self) -> None:
-        self.teachers = [self.teacher.to(self.device)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -230,9 +199,3 @@ class Module(Recipe):
             return batch.embedding, []
         neck, features = self.teacher.image_encoder.forward_features(images, [t - 1 for _, t in self.pairs])
         return neck if batch.embedding is None else batch.embedding, features
-
-    def reference(self) -> Sam:
-        return self.teacher
-
-    def gallery_columns(self, batch: Batch) -> dict[str, Tensor]:
-        return {"teacher": self.predict_boxes(self.teacher, batch)} | super().gallery_columns(batch)
