@@ -9,13 +9,17 @@ READY := $(VENV)/.ready
 RUNS := $(subst _,-,$(patsubst slurm/%.sh,%,$(filter-out slurm/env.sh slurm/evaluate.sh slurm/study.sh,$(wildcard slurm/*.sh))))
 ARGS ?=
 # The demo's data: our synthetic photographs, or DATA=<BSDS500 folder>; each has its own folder, so both can be kept.
+# LONG=1 trains teacher and student as configs/studies/lightening.yaml does, in a folder of its own.
 DATA ?=
-DEMO ?= demo/$(SOURCE)
-# Masks wider than a token or two: at the demo's 128 px a token is 48 px (synthetic) or 60 px (BSDS500) wide.
+LONG ?=
+DEMO ?= demo/$(SOURCE)$(if $(LONG),_long)
+STEPS = $(if $(LONG),trainer.max_steps=$(1) trainer.val_every=$(1))
+# Few large objects need the picture: masks of two tokens and more at the demo's 128 px.
 ifeq ($(DATA),)
 SOURCE := synthetic
-TRAIN_DATA := count=400 samples_per_shard=50 min_area=4096
-VAL_DATA := count=60 samples_per_shard=30 min_area=4096
+SCENES := image_size=192 min_area=2304 radius=[0.18,0.4] objects=[2,4]
+TRAIN_DATA := count=$(if $(LONG),3000,1500) $(SCENES)
+VAL_DATA := count=560 $(SCENES)
 else
 SOURCE := bsds500
 TRAIN_DATA := inputs=$(DATA) samples_per_shard=25 min_area=9216
@@ -36,16 +40,18 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
 	touch $@
 
-demo: $(READY)  ## two cores, minutes: data, teacher, student, aligned decoder, table, picture. DATA=<BSDS500 folder>
+demo: $(READY)  ## two cores, 8 minutes: data, teacher, student, aligned decoder, controls, table. LONG=1, DATA=<BSDS500 folder>
 	$(FRISKET) prep configs/prep_$(SOURCE).yaml $(TRAIN_DATA) split=train out=$(DEMO)/data/train
 	$(FRISKET) prep configs/prep_$(SOURCE).yaml $(VAL_DATA) split=val out=$(DEMO)/data/val
-	$(FRISKET) train configs/train_sam.yaml configs/demo/train_sam.yaml $(HERE)
+	$(FRISKET) train configs/train_sam.yaml configs/demo/train_sam.yaml $(HERE) $(call STEPS,6500)
 	$(FRISKET) train configs/distill_lightening.yaml configs/demo/distill_lightening.yaml $(HERE) \
-	  teacher=$(DEMO)/train_sam
+	  teacher=$(DEMO)/train_sam $(call STEPS,2000)
+	$(FRISKET) train configs/distill_lightening.yaml configs/demo/distill_lightening.yaml $(HERE) data.val=null \
+	  teacher=$(DEMO)/train_sam name=untrained optim.lr=0 trainer.max_steps=1
 	$(FRISKET) train configs/finetune_decoder.yaml configs/demo/finetune_decoder.yaml $(HERE) \
-	  init_from=$(DEMO)/distill_lightening
-	$(FRISKET) eval configs/eval_miou.yaml data=$(DEMO)/data/val out=$(DEMO)/eval \
-	  'checkpoint=[teacher:$(DEMO)/train_sam,student:$(DEMO)/distill_lightening,student+decoder:$(DEMO)/finetune_decoder]'
+	  init_from=$(DEMO)/distill_lightening $(call STEPS,400)
+	$(FRISKET) eval configs/eval_demo.yaml data=$(DEMO)/data/val out=$(DEMO)/eval tasks.fidelity.teacher=$(DEMO)/train_sam \
+	  'checkpoint=[teacher:$(DEMO)/train_sam,untrained:$(DEMO)/untrained,student:$(DEMO)/distill_lightening,student+decoder:$(DEMO)/finetune_decoder]'
 
 test: $(READY)  ## the CPU test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests $(ARGS)
@@ -69,4 +75,4 @@ study: $(READY)  ## arms, seeds, one judge: STUDY=lightening (configs/studies/),
 	$(FRISKET) study $(STUDY:%=studies/%.yaml) jobs=2 $(ARGS)
 
 clean:  ## remove the demo's files and Python caches (never runs/ or .venv)
-	rm -rf demo/synthetic demo/bsds500 .pytest_cache .ruff_cache && find src tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf demo/{synthetic,bsds500}{,_long} .pytest_cache .ruff_cache && find src tests -name __pycache__ -prune -exec rm -rf {} +
