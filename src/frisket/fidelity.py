@@ -83,7 +83,7 @@ def compare(student: Sam, teacher: Sam | None, batch: Batch) -> dict[str, Tensor
         prompts, owners = prompts[again], torch.cat([owners, owners + batch.num_images])
     logits = answers(student, seen, owners, prompts).unflatten(0, (-1, len(PROMPTS), len(batch.masks)))
     valid = valid_cells(batch)
-    measured = dict(zip(("", "other_"), logits_iou(logits, batch.masks, valid=valid)))
+    measured: dict[str, Tensor] = dict(zip(("", "other_"), logits_iou(logits, batch.masks, valid=valid)))
     if teacher is not None and theirs is not None:
         asked = slice(0, logits[0].shape[:2].numel())
         wanted = answers(teacher, theirs, owners[asked], prompts[asked]).unflatten(0, (len(PROMPTS), -1))
