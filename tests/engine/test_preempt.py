@@ -1,9 +1,11 @@
 """A run stopped anywhere and started again equals one that was never stopped: losses, data, validations, weights."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
 
+import lightning as L
 import pytest
 from toyfit import Ask, Kill, fit, killed_after_rename, ranks
 
@@ -67,6 +69,20 @@ def test_a_crash_inside_validation_repeats_it(straight, tmp_path):
         fit(tmp_path, Kill(settings["val_every"] * 2, validating=True), **settings)
     assert fit(tmp_path, **settings) == (None, weights)
     assert curve(tmp_path) == rows
+
+
+def test_a_stop_waits_for_no_validation(tmp_path):
+    """Lightning itself would validate once more when it is told to stop."""
+    steps: list[int] = []
+    watch = L.pytorch.callbacks.LambdaCallback(on_validation_start=lambda trainer, _: steps.append(trainer.global_step))
+    assert fit(tmp_path, Ask(4), watch)[0] == 4
+    assert steps == [3]
+
+
+def test_a_run_asked_at_its_last_step_just_finishes(tmp_path):
+    assert fit(tmp_path, Ask(4), steps=4)[0] is None
+    run = RunFiles(tmp_path)
+    assert run.last.exists() and not run.preempt.exists()
 
 
 def test_twice_in_a_row(straight, tmp_path):
@@ -176,3 +192,33 @@ def test_signals_are_held_back_and_given_back():
     assert not signals.asked()
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_signal_that_nobody_asked_for_ends_with_the_context():
+    """After the last step nothing is left to save: it must not end the process on the way out either."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
+    try:
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert came == [] and not signals.asked()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert came == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_workers_born_while_signals_are_held_end_with_them():
+    """They block the SIGTERM with which Python ends them at exit, and Python would wait for ever."""
+    fork = multiprocessing.get_context("fork")
+    older = fork.Process(target=signal.pause, daemon=True)
+    older.start()
+    with signals.held():
+        worker = fork.Process(target=signal.pause, daemon=True)
+        worker.start()
+    try:
+        assert not worker.is_alive() and older.is_alive()
+    finally:
+        for process in (worker, older):
+            process.kill()
+            process.join()

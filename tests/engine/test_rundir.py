@@ -83,6 +83,15 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     run.close()
 
 
+def test_a_run_is_finished_when_it_has_its_summary_and_its_model(tmp_path):
+    run = RunDir(tmp_path)
+    assert run.finished() is None
+    run.finish(3, {"val/loss": 0.5})
+    assert run.finished() is None  # somebody took the model away: the end is made again
+    run.model.touch()
+    assert run.finished() == {"step": 3, "metrics": {"val/loss": 0.5}}
+
+
 def test_an_unwritable_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
