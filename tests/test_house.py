@@ -136,6 +136,14 @@ def test_a_word_means_one_thing(word: str) -> None:
         assert word not in named or str(path.relative_to(SRC)) == ONLY_IN[word], path
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_a_variable_says_what_it_holds(path: Path) -> None:
+    """Never that it was found, nor that it is one of several: a stranger cannot search for that."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name | ast.arg)]
+    named = [(node.id if isinstance(node, ast.Name) else node.arg, node.lineno) for node in nodes]
+    assert [(name, line) for name, line in named if name in ("found", "one")] == []
+
+
 def test_the_global_batch_is_one_field_and_nobody_else_counts_batches() -> None:
     owners: dict[str, list[str]] = {}
     for path in FILES:

@@ -241,8 +241,8 @@ def panels(batch: Batch, columns: dict[str, Tensor], index: int) -> list[Panel]:
     photo = batch.images[index, :, :height, :width].cpu()
     rows, cols = -(-height // CELL), -(-width // CELL)
     mine = batch.image_index.cpu() == index
-    found = {title: masks[mine][:, :rows, :cols] for title, masks in columns.items()}
-    return row(photo, batch.keys[index], found, batch.masks.cpu()[mine][:, :rows, :cols])
+    shown = {title: masks[mine][:, :rows, :cols] for title, masks in columns.items()}
+    return row(photo, batch.keys[index], shown, batch.masks.cpu()[mine][:, :rows, :cols])
 
 
 class Samples(L.Callback):

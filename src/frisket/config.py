@@ -56,8 +56,11 @@ def load(schema: type[T], files: Sequence[Path | str], overrides: Sequence[str] 
 
 
 def from_dict(schema: type[T], values: dict[str, Any], where: str) -> T:
-    """The same checks for a plain mapping; `where` names it in errors."""
-    config = _finish(_merge(schema, OmegaConf.structured(schema), OmegaConf.create(values), where), where)
+    """The same checks for a plain mapping, whose keys may be dotted; `where` names it in errors."""
+    part = OmegaConf.create()
+    for key, value in values.items():
+        OmegaConf.update(part, key, value)
+    config = _finish(_merge(schema, OmegaConf.structured(schema), part, where), where)
     bounded(config, f"{where}: ")
     return config
 
@@ -135,7 +138,7 @@ def written(value: Any) -> str:
 @functools.cache
 def _abouts(schema: type) -> dict[str, str]:
     """{field: the string literal below it}, read from the source of the dataclass and of those it extends."""
-    found: dict[str, str] = {}
+    abouts: dict[str, str] = {}
     for kind in reversed(schema.__mro__):
         if not dataclasses.is_dataclass(kind):
             continue
@@ -144,8 +147,8 @@ def _abouts(schema: type) -> dict[str, str]:
         for field, below in zip(tree.body, tree.body[1:]):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[ast.unparse(field.target)] = " ".join(text.value.split())
-    return found
+                abouts[ast.unparse(field.target)] = " ".join(text.value.split())
+    return abouts
 
 
 @contextlib.contextmanager

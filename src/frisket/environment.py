@@ -60,10 +60,10 @@ def _cpu_fields() -> dict[str, str]:
 def commit() -> str | None:
     """The commit this package lies in, with '+changes' when files differ from it; None outside a git checkout."""
     folder = str(Path(__file__).parent)
-    found = _told("git", "-C", folder, "rev-parse", "HEAD")
-    if found is None:
+    commit = _told("git", "-C", folder, "rev-parse", "HEAD")
+    if commit is None:
         return None
-    return found + ("+changes" if _told("git", "-C", folder, "status", "--porcelain") else "")
+    return commit + ("+changes" if _told("git", "-C", folder, "status", "--porcelain") else "")
 
 
 def _told(*command: str) -> str | None:

@@ -6,6 +6,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
+from frisket.errors import UserError
+
 
 @dataclass
 class Place:
@@ -29,6 +33,20 @@ class Place:
     """Images a device takes at once, at most; what data.global_batch asks beyond is accumulated. Null: all."""
     prompts_at_once: int | None = field(default=None, metadata={"least": 1})
     """Prompts decoded (and back-propagated) at once, to bound memory; null: all."""
+
+
+def device(place: Place, where: str = "") -> torch.device:
+    """A GPU where there is one and the place does not say cpu. Raises UserError for a GPU that is not there."""
+    gpu = torch.cuda.is_available()
+    if place.accelerator in ("gpu", "cuda") and not gpu:
+        raise UserError(f"place.accelerator={place.accelerator}{where} but torch sees no GPU here: give auto or cpu")
+    return torch.device("cuda" if gpu and place.accelerator != "cpu" else "cpu")
+
+
+def autocast(place: Place, on: torch.device) -> torch.autocast:
+    """Within it, computation is in the place's precision."""
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(place.precision)
+    return torch.autocast(on.type, half, enabled=half is not None)
 
 
 @dataclass

@@ -25,9 +25,9 @@ def random_points(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     chance = torch.rand(count, generator=generator).to(masks.device)
     rank = (chance * total).to(torch.int32).clamp(max=(total - 1).clamp(min=0)) + 1  # the rank-th foreground pixel
     index = torch.searchsorted(flat, rank[:, None]).clamp(max=side * side - 1)[:, 0]
-    found = total > 0
-    index = torch.where(found, index, torch.full_like(index, side * side // 2 + side // 2))
-    return cell_to_input(torch.stack([index % side, index // side], dim=1)), found
+    there = total > 0
+    index = torch.where(there, index, torch.full_like(index, side * side // 2 + side // 2))
+    return cell_to_input(torch.stack([index % side, index // side], dim=1)), there
 
 
 def error_points(
@@ -42,11 +42,11 @@ def error_points(
     valid = torch.ones_like(truth) if valid is None else valid
     wrong = (prediction ^ truth) & valid
     area = torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, ~truth & valid)
-    points, found = random_points(area, generator)
+    points, there = random_points(area, generator)
     cells = ((points + 0.5) / CELL - 0.5).round().long()
     rows = torch.arange(len(truth), device=truth.device)
     labels = truth[rows, cells[:, 1], cells[:, 0]].long()
-    return points, torch.where(found, labels, torch.full_like(labels, IGNORED))
+    return points, torch.where(there, labels, torch.full_like(labels, IGNORED))
 
 
 def central_points(masks: Tensor) -> Tensor:

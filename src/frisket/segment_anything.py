@@ -167,12 +167,12 @@ class SamPredictor:
         self._needs_image()
         given = [None if part is None else part.to(self.device).float() for part in (point_coords, boxes, mask_input)]
         labels = None if point_labels is None else point_labels.to(self.device).long()
-        found = self._predictor.ask(Prompts(given[0], labels, given[1], given[2]), multimask_output)
+        prediction = self._predictor.ask(Prompts(given[0], labels, given[1], given[2]), multimask_output)
         frame, parts = self._predictor.frame, []
-        for part in found.logits.flatten(0, 1).split(AT_ONCE):
+        for part in prediction.logits.flatten(0, 1).split(AT_ONCE):
             full = upscale_logits(part, frame)
             parts.append(full if return_logits else full > 0)
-        return torch.cat(parts).unflatten(0, found.iou.shape), found.iou, found.logits
+        return torch.cat(parts).unflatten(0, prediction.iou.shape), prediction.iou, prediction.logits
 
     def _needs_image(self) -> None:
         if not self.is_image_set:

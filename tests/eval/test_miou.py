@@ -196,7 +196,7 @@ def test_a_mask_that_vanishes_on_both_sides_is_dropped_by_edgesam(tiny_shards: P
 def test_mistakes_are_one_sentence(tiny_shards: Path, words: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Task(settings.from_dict(Config, {"data": str(tiny_shards / "val"), **words}, "a.yaml"), SIDE)
-    with pytest.raises(UserError, match="eval needs data="):
+    with pytest.raises(UserError, match="there is no data="):
         make("")
     assert set(get_args(get_args(get_type_hints(Config)["protocol"])[0])) == {*PROTOCOLS, "all"}
     assert [p.name for p in chosen(["evit", "sam", "evit"])] == ["evit", "sam"]

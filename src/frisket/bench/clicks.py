@@ -33,14 +33,14 @@ def blobs(count: int, seed: int) -> np.ndarray:
 
 def plain(masks: np.ndarray) -> np.ndarray:
     """The innermost pixels (N, 2), (x, y), by SciPy."""
-    found = np.empty((len(masks), 2), np.int64)
+    pixels = np.empty((len(masks), 2), np.int64)
     for n, mask in enumerate(masks):
         ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         crop = mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
         distance = np.asarray(ndimage.distance_transform_edt(np.pad(crop, 1)))[1:-1, 1:-1]
         y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-        found[n] = x + xs[0], y + ys[0]
-    return found
+        pixels[n] = x + xs[0], y + ys[0]
+    return pixels
 
 
 def clicks_row(setting: Setting) -> Case:

@@ -31,43 +31,43 @@ Bools = NDArray[np.bool_]
 Matcher = Callable[[Bools, Bools, float], NDArray[np.int64]]
 
 
-def assignment(found: Bools, truth: Bools, reach: float) -> NDArray[np.int64]:
+def assignment(edges: Bools, truth: Bools, reach: float) -> NDArray[np.int64]:
     """What frisket.kernels.matching.match does, by the definition: pairs (K, 2) of flat indices."""
-    one, two = np.argwhere(found), np.argwhere(truth)
-    if not len(one) or not len(two):
+    mine, theirs = np.argwhere(edges), np.argwhere(truth)
+    if not len(mine) or not len(theirs):
         return np.zeros((0, 2), np.int64)
-    near = [np.flatnonzero(((two - pixel) ** 2).sum(1) <= reach**2) for pixel in one]
-    rows = np.repeat(np.arange(len(one)), [len(part) for part in near])
+    near = [np.flatnonzero(((theirs - pixel) ** 2).sum(1) <= reach**2) for pixel in mine]
+    rows = np.repeat(np.arange(len(mine)), [len(part) for part in near])
     columns = np.concatenate(near)
-    total = len(one) + len(two)
-    graph = coo_array((np.ones(len(rows)), (rows, columns + len(one))), shape=(total, total))
+    total = len(mine) + len(theirs)
+    graph = coo_array((np.ones(len(rows)), (rows, columns + len(mine))), shape=(total, total))
     _, piece = connected_components(graph, directed=False)
     order = np.argsort(piece, kind="stable")
     pairs = []
     for nodes in np.split(order, np.flatnonzero(np.diff(piece[order])) + 1):
-        a, b = nodes[nodes < len(one)], nodes[nodes >= len(one)] - len(one)
+        a, b = nodes[nodes < len(mine)], nodes[nodes >= len(mine)] - len(mine)
         if len(a) and len(b):
-            i, j = _piece(one[a], two[b], reach)
+            i, j = _piece(mine[a], theirs[b], reach)
             pairs.append(np.stack([a[i], b[j]], axis=1))
     if not pairs:
         return np.zeros((0, 2), np.int64)
-    found_at, truth_at = np.flatnonzero(found), np.flatnonzero(truth)
+    edges_at, truth_at = np.flatnonzero(edges), np.flatnonzero(truth)
     matched = np.concatenate(pairs)
-    flat = np.stack([found_at[matched[:, 0]], truth_at[matched[:, 1]]], axis=1)
+    flat = np.stack([edges_at[matched[:, 0]], truth_at[matched[:, 1]]], axis=1)
     return flat[np.argsort(flat[:, 0])]
 
 
-def _piece(one: NDArray[np.int64], two: NDArray[np.int64], reach: float) -> tuple[NDArray[np.int64], ...]:
-    """Which of pixels `one` (n, 2) has which of `two` (m, 2): the fewer ones are rows, and may stay alone."""
-    if len(one) > len(two):
-        return _piece(two, one, reach)[::-1]
-    squared = ((one[:, None] - two[None]) ** 2).sum(2)
-    never = 4.0 * lonely_cost(reach) * (len(one) + 1)
-    price = np.full((len(one), len(two) + len(one)), never)
-    price[:, : len(two)] = np.where(squared <= reach**2, np.rint(100 * np.sqrt(squared)), never)
-    np.fill_diagonal(price[:, len(two) :], 2 * lonely_cost(reach))
+def _piece(mine: NDArray[np.int64], theirs: NDArray[np.int64], reach: float) -> tuple[NDArray[np.int64], ...]:
+    """Which of pixels `mine` (n, 2) has which of `theirs` (m, 2): the fewer ones are rows, and may stay alone."""
+    if len(mine) > len(theirs):
+        return _piece(theirs, mine, reach)[::-1]
+    squared = ((mine[:, None] - theirs[None]) ** 2).sum(2)
+    never = 4.0 * lonely_cost(reach) * (len(mine) + 1)
+    price = np.full((len(mine), len(theirs) + len(mine)), never)
+    price[:, : len(theirs)] = np.where(squared <= reach**2, np.rint(100 * np.sqrt(squared)), never)
+    np.fill_diagonal(price[:, len(theirs) :], 2 * lonely_cost(reach))
     rows, columns = linear_sum_assignment(price)
-    real = columns < len(two)
+    real = columns < len(theirs)
     return rows[real], columns[real]
 
 
@@ -133,7 +133,7 @@ def matching_row(setting: Setting) -> Case:
     note = f"{source}, {edges.shape[0]} x {edges.shape[1]}, three thresholds, {pixels}"
 
     def every(matcher: Matcher) -> list[NDArray[np.int64]]:
-        return [matcher(one, drawing, reach) for one in lines for drawing in drawings]
+        return [matcher(edge, drawing, reach) for edge in lines for drawing in drawings]
 
     return Case(lambda: every(assignment), lambda: every(match), guards, note, "int32")
 

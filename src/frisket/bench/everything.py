@@ -75,8 +75,8 @@ def filters_row(setting: Setting) -> Case:
     wanted, masks = plain(prediction, frame, config)
 
     def differing() -> float:
-        found, _ = ours(points, prediction, frame, config)
-        return float(len(set(found.tolist()) ^ set(wanted.tolist())) + (found.tolist() != wanted.tolist()))
+        kept, _ = ours(points, prediction, frame, config)
+        return float(len(set(kept.tolist()) ^ set(wanted.tolist())) + (kept.tolist() != wanted.tolist()))
 
     def worst() -> float:
         _, rles = ours(points, prediction, frame, config)

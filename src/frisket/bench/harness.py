@@ -26,7 +26,7 @@ from frisket.environment import cpu_bf16, environment
 from frisket.errors import UserError, nearest
 from frisket.eval.clock import switched, timer
 from frisket.files import write_json
-from frisket.place import Place
+from frisket.place import Place, device
 from frisket.plugins import Extensible
 
 MIN_SAMPLE = 0.02  # seconds
@@ -172,11 +172,7 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
 
     The JSON is rewritten after every row, so that a long run cut short keeps what it has.
     """
-    if config.place.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"bench: place.accelerator={config.place.accelerator} was asked for, but torch sees no GPU: use cpu"
-        )
-    use_cuda = config.place.accelerator != "cpu" and torch.cuda.is_available()
+    use_cuda = device(config.place).type == "cuda"
     threads = config.place.threads or 1
     chosen = choose(rows, config.rows)
     slow = [] if config.rows or config.quick or use_cuda or cpu_bf16() else [row.name for row in chosen if row.bf16]
@@ -192,8 +188,8 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
             print(f"left out, since this CPU has no bf16 instructions: {', '.join(slow)} (rows=[…] runs them)")
         print(HEADER)
         for row in (row for row in chosen if row.name not in slow):
-            device = torch.device("cuda" if use_cuda and not row.cpu else "cpu")
-            results.append(measure(row, config, device))
+            on = torch.device("cuda" if use_cuda and not row.cpu else "cpu")
+            results.append(measure(row, config, on))
             print(line(results[-1]), flush=True)
             report = {"schema": SCHEMA, "environment": here, "rows": [record(result) for result in results]}
             write_json(config.out, report)

@@ -33,7 +33,7 @@ MASKS = 100
 def blobs(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[dict[str, Any]]:
     """`count` wavy blobs in a picture of (h, w), as COCO RLE with text counts."""
     height, width = size
-    found = []
+    rles = []
     for _ in range(count):
         radius = np.exp(rng.uniform(np.log(max(4, min(size) / 125)), np.log(min(size) / 2.7)))
         angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
@@ -44,8 +44,8 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[d
         outline = np.stack([x + reach * np.cos(angle), y + reach * np.sin(angle)], axis=1)
         ImageDraw.Draw(sheet).polygon([tuple(point) for point in outline], fill=1)
         rle: Any = coco_mask.encode(np.asfortranarray(np.asarray(sheet)))
-        found.append({"size": [height, width], "counts": rle["counts"].decode("ascii")})
-    return found
+        rles.append({"size": [height, width], "counts": rle["counts"].decode("ascii")})
+    return rles
 
 
 def photograph(rng: np.random.Generator, quick: bool) -> tuple[bytes, tuple[int, int], str]:
@@ -150,8 +150,8 @@ def sample_row(setting: Setting, prepared: bool) -> Case:
     def differing() -> float:
         masks = torch.from_numpy(reference_sample(jpg, data, side)[1]).bool()
         masks = masks[masks.flatten(1).any(dim=1)]  # a sample leaves out what is empty on the grid
-        found = ours().masks
-        return float((found != masks).sum()) if found.shape == masks.shape else float("nan")
+        filled = ours().masks
+        return float((filled != masks).sum()) if filled.shape == masks.shape else float("nan")
 
     guards = [at_most("differing mask cells", differing, 0), at_most("mean level diff", level, 2)]
     if prepared:

@@ -17,7 +17,6 @@ import glob
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -35,7 +34,7 @@ from frisket.files import atomic, write_json
 from frisket.geometry import Frame, boxes_of_masks, resize_image
 from frisket.kernels import rle
 from frisket.picture import noted, overlay
-from frisket.place import Place
+from frisket.place import Place, autocast, device
 from frisket.plugins import Extensible
 from frisket.predict.predictor import PICTURES, Answer, Predictor
 
@@ -96,15 +95,20 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     asked = prompts(config)
     pictures = gathered(words or config.image)
     outs = targets(pictures, config.out)
+    place = config.place
+    if place.devices not in ("auto", "1") or place.num_nodes != 1:
+        raise UserError("predict works on one device: leave place.devices and place.num_nodes out")
+    if place.threads:
+        torch.set_num_threads(place.threads)
     predictor = Predictor(
-        checkpoint.load(config.checkpoint, device(config), trust=config.trust), image_size=config.image_size
+        checkpoint.load(config.checkpoint, device(place), trust=config.trust), image_size=config.image_size
     )
     failed, start = 0, time.monotonic()
     for number, (picture, out) in enumerate(zip(pictures, outs, strict=True)):
         left = f", {(time.monotonic() - start) / number * (len(pictures) - number):.0f} s left" if number else ""
         prefix = f"[{number + 1}/{len(pictures)}{left}] {picture}: " if len(pictures) > 1 else ""
         try:
-            with computing(config, predictor):
+            with autocast(place, predictor.sam.device):
                 predictor.set_image(picture)
                 lines = _everything(predictor, config, picture, out) if asked is None else (
                     _answer(predictor, config, asked, picture, out)
@@ -160,25 +164,6 @@ def targets(pictures: Sequence[Path], out: str) -> list[Path]:
             name, number = f"{picture.stem}-{number + 1}", number + 1
         names.append(name)
     return [Path(out or "runs/predict") / f"{name}.png" for name in names]
-
-
-def device(config: PredictConfig) -> str:
-    """The torch device of the place. Raises UserError for several devices, or a GPU that is not there."""
-    place, gpu = config.place, torch.cuda.is_available()
-    if place.devices not in ("auto", "1") or place.num_nodes != 1:
-        raise UserError("predict works on one device: leave place.devices and place.num_nodes out")
-    if place.accelerator in ("gpu", "cuda") and not gpu:
-        raise UserError(f"place.accelerator={place.accelerator} but torch sees no GPU here: give auto or cpu")
-    if place.threads:
-        torch.set_num_threads(place.threads)
-    return "cuda" if gpu and place.accelerator != "cpu" else "cpu"
-
-
-def computing(config: PredictConfig, predictor: Predictor) -> AbstractContextManager[Any]:
-    """In the precision of the place."""
-    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    kind = kinds.get(config.place.precision)
-    return torch.autocast(predictor.sam.device.type, kind) if kind else nullcontext()
 
 
 def _answer(predictor: Predictor, config: PredictConfig, asked: Asked, picture: Path, out: Path) -> list[str]:

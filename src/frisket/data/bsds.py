@@ -47,10 +47,10 @@ def boundaries(mat: Path) -> np.ndarray:
     Raises ValueError (the reason) when the file is missing, unreadable, or holds drawings of several sizes.
     """
     drawn = _drawn(mat, "Boundaries")
-    sizes = sorted({one.shape[::-1] for one in drawn})
+    sizes = sorted({drawing.shape[::-1] for drawing in drawn})
     if len(sizes) != 1:
         raise ValueError(f"the ground truth {mat.name} must hold boundaries of one size, not {sizes or 'none at all'}")
-    return np.stack([one != 0 for one in drawn])
+    return np.stack([drawing != 0 for drawing in drawn])
 
 
 def matrix(mat: Path, name: str) -> np.ndarray:
@@ -77,7 +77,7 @@ def _drawn(mat: Path, field: str) -> list[np.ndarray]:
 
 
 def _cell(cell: np.ndarray, field: str) -> np.ndarray:
-    names = {one.lower(): one for one in cell.dtype.names or ()}
+    names = {name.lower(): name for name in cell.dtype.names or ()}
     if field.lower() not in names:
         raise ValueError(f"an annotator has no {field}")
     drawn = cell[names[field.lower()]][0, 0]

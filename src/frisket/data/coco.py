@@ -154,7 +154,7 @@ class CocoFile:
                 listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
             return path.name in listed[path.parent]
 
-        found: list[Path] = []
+        paths: list[Path] = []
         missing: list[str] = []
         for image in self.images:
             names = _names(image)
@@ -166,13 +166,13 @@ class CocoFile:
             if path is None:
                 missing.append(names[0])
             else:
-                found.append(path)
+                paths.append(path)
         if missing:
             raise UserError(
                 f"{folder} lacks {missing[0]}, one of {len(missing)} of the {len(self)} photographs in "
                 f"{self.path.name} that are not there: complete the folder, or point images= at the right one"
             )
-        return found
+        return paths
 
 
 def _names(image: Mapping[str, Any]) -> list[str]:
@@ -193,14 +193,14 @@ def rle_of(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
             corners = np.array(polygon, np.float64)
             if corners.ndim != 1 or corners.size < 4 or corners.size % 2 or not (abs(corners) < 4 * max(size)).all():
                 raise ValueError("a polygon that is no list of x, y, or lies far outside its image")
-        found = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+        encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
     elif list(segmentation["size"]) != list(size):
         raise ValueError(f"an RLE of size {segmentation['size']} in an image of {list(size)}")
     else:
         rle.check(segmentation, size)
         listed = isinstance(segmentation["counts"], list)
-        found = coco_mask.frPyObjects(segmentation, *size) if listed else segmentation
-    counts = found["counts"]
+        encoded = coco_mask.frPyObjects(segmentation, *size) if listed else segmentation
+    counts = encoded["counts"]
     return {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 

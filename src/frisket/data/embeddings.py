@@ -137,11 +137,11 @@ def unpack(data: bytes, *, frame: Frame | None = None, expect: Stamp | None = No
     return out
 
 
-def check(found: Stamp, expect: Stamp | None, where: str) -> None:
+def check(stamp: Stamp, expect: Stamp | None, where: str) -> None:
     """Raises UserError naming both stamps when they differ (`expect` None accepts all)."""
-    if expect is not None and found != expect:
+    if expect is not None and stamp != expect:
         raise UserError(
-            f"{where}: stored embeddings come from {found}, but this run wants {expect}; "
+            f"{where}: stored embeddings come from {stamp}, but this run wants {expect}; "
             "run `frisket prep` embed with this teacher, or set data.embeddings=null to compute them live"
         )
 
@@ -170,9 +170,9 @@ class StoredEmbeddings:
         self.expect = expect
         if len(self.records):
             first = self.records[0]
-            found = stamp_of(first["emb"], where=first["__shard__"])
-            check(found, expect, first["__shard__"])
-            self.expect = expect or found  # without an expectation, one run must at least not mix two teachers
+            stamp = stamp_of(first["emb"], where=first["__shard__"])
+            check(stamp, expect, first["__shard__"])
+            self.expect = expect or stamp  # without an expectation, one run must at least not mix two teachers
 
     def fetch(self, i: int, frame: Frame) -> Tensor:
         """float32 (C, S/16, S/16) of sample i. Raises UserError as `unpack` does."""

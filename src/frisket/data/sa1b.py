@@ -122,9 +122,9 @@ def _rle(item: Any, number: int, size: tuple[int, int], where: str, deep: bool) 
     return mask
 
 
-def _check_runs(found: dict[str, Any], number: int, size: tuple[int, int], where: str) -> None:
+def _check_runs(mask: dict[str, Any], number: int, size: tuple[int, int], where: str) -> None:
     try:
-        rle.check(found, size)
+        rle.check(mask, size)
     except ValueError as error:
         raise RecordError(where, f"mask {number}: {error}") from error
 
@@ -162,10 +162,10 @@ def encode_jpeg(pixels: np.ndarray, *, quality: int = QUALITY, chroma: str = CHR
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling=chroma)
 
 
-def check_sizes(found: tuple[int, int], original: tuple[int, int], where: str) -> None:
+def check_sizes(stored: tuple[int, int], original: tuple[int, int], where: str) -> None:
     """The JPEG is the original, or the original resized by SAM's rule to the JPEG's own longest side."""
-    if found != original and Frame.fit(original, max(found)).size != found:
-        raise RecordError(where, f"the .jpg is {found[1]}x{found[0]}, but the .json says {original[1]}x{original[0]}")
+    if stored != original and Frame.fit(original, max(stored)).size != stored:
+        raise RecordError(where, f"the .jpg is {stored[1]}x{stored[0]}, but the .json says {original[1]}x{original[0]}")
 
 
 def check_record(key: str, jpg: bytes, data: bytes | str, *, shard: str | None = None) -> Annotations:
@@ -214,8 +214,8 @@ def decode(
         if ext not in raw:
             raise RecordError(where, f"has no .{ext} member")
     notes = parse(raw["json"], where=where, deep=False)
-    found = jpeg_size(raw["jpg"], where=where)
-    check_sizes(found, notes.size, where)
+    stored = jpeg_size(raw["jpg"], where=where)
+    check_sizes(stored, notes.size, where)
     frame = Frame.fit(notes.size, image_size)
     # DCT scaling is quick but sharper than our resize, so it may only do the part beyond twice the target size.
     image = decode_jpeg(raw["jpg"], where=where, at_least=(2 * frame.size[0], 2 * frame.size[1]))

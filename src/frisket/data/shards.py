@@ -64,14 +64,14 @@ def expand(pattern: str | Path) -> list[Path | str]:
     text = str(pattern)
     if text.startswith("pipe:"):  # a shell command may hold commas and braces of its own
         return list(braceexpand.braceexpand(text)) if re.search(r"\{\d+\.\.\d+\}", text) else [text]
-    found: list[Path | str] = []
+    paths: list[Path | str] = []
     for part in re.split(r",(?![^{]*\})", text):
         named = _expand_one(part.strip())
         _compare(named, whole=Path(part.strip()).is_dir())
-        found += named
-    if not found:
+        paths += named
+    if not paths:
         raise UserError(f"no shard matches '{pattern}': write shards with `frisket prep` or correct the pattern")
-    return found
+    return paths
 
 
 def prepared(folder: Path) -> dict[str, ShardRecord]:

@@ -27,10 +27,11 @@ from frisket.engine.rundir import RunDir, wandb_log
 from frisket.engine.strategy import exits_for_all, place, quiet
 from frisket.environment import environment
 from frisket.errors import UserError
-from frisket.eval.task import TASKS, BaseTask, TaskConfig, labelled
+from frisket.eval.task import TASKS, BaseTask, PhotographConfig, TaskConfig, labelled
 from frisket.files import atomic, write_csv, write_json
 from frisket.models.sam import Sam
 from frisket.picture import comparison
+from frisket.place import device
 from frisket.report.report import write as page
 
 SCHEMA = 2
@@ -40,16 +41,12 @@ CELL = 16  # pixels: every encoder answers in cells of this side
 
 
 @dataclass
-class Suite(TaskConfig):
+class Suite(PhotographConfig):
     """Several tasks over the same checkpoints and photographs. What is set beside `tasks` is shared by those tasks that
     know the key."""
 
     tasks: dict[str, Any] = field(default_factory=dict)
     """{task: its own settings, which win}."""
-    images: str = ""
-    """The folder of a .json's photographs."""
-    split: str = "val"
-    """BSDS500's."""
     out: str = "runs/eval_all"
     """The folder of the tasks' folders and of report.html."""
 
@@ -102,7 +99,7 @@ def run_suite(suite: Suite) -> int:
             known = {entry.name for entry in fields(module.Config)}
             given = {key: value for key, value in shared.items() if key.split(".")[0] in known}
             given |= settings.flatten(own or {}) | {"task": name, "out": str(Path(suite.out) / name)}
-            plans.append((module.Task, settings.from_dict(module.Config, nested(given), f"tasks.{name}")))
+            plans.append((module.Task, settings.from_dict(module.Config, given, f"tasks.{name}")))
             check(plans[-1][1])
         path, folders, first, shelf = Path(suite.out) / "report.html", [], False, Shelf(suite.trust)
         for kind, config in plans:
@@ -118,28 +115,15 @@ def run_suite(suite: Suite) -> int:
     return 0
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"place.workers": 2} -> {"place": {"workers": 2}}."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, leaf = key.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[leaf] = value
-    return tree
-
-
 def check(config: TaskConfig) -> None:
     """Raises UserError for what would fail later and less clearly, before anything is loaded."""
     where = f"of task {config.task}"
     if config.image_size is not None and config.image_size % CELL:
         raise UserError(f"image_size={config.image_size} {where} must be a multiple of {CELL}, e.g. 1024")
-    devices, accelerator = config.place.devices, config.place.accelerator
+    devices = config.place.devices
     if devices != "auto" and not (devices.isdecimal() and int(devices)):
         raise UserError(f"place.devices={devices} {where} is no number of devices: give auto, or 1 or more")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"place.accelerator={accelerator} {where} but torch sees no GPU here: give auto or cpu")
+    device(config.place, f" {where}")
     out = Path(config.out).absolute()
     try:
         with tempfile.TemporaryFile(dir=next(folder for folder in (out, *out.parents) if folder.exists())):

@@ -55,10 +55,10 @@ def curve(
     kept = edges.size - np.searchsorted(np.sort(edges, axis=None), levels, side="left")
     first = {int(number): at for at, number in reversed(list(enumerate(kept)))}  # of each distinct picture
     with ThreadPoolExecutor(threads) as pool:
-        found = dict(
+        counted = dict(
             zip(first, pool.map(lambda at: at_threshold(edges >= levels[at], drawings, reach), first.values()))
         )
-    return np.stack([found[int(number)] for number in kept])
+    return np.stack([counted[int(number)] for number in kept])
 
 
 def at_threshold(kept: NDArray[np.bool_], drawings: NDArray[np.bool_], reach: float) -> Counts:

@@ -130,11 +130,11 @@ def next_clicks(
 
     rule "error" or "clicker"; prediction and truth: bool (N, H, W); clicked: (N, K, 2) so far.
     """
-    found = [
+    clicks = [
         error_click(p, t) if rule == "error" else clicker_click(p, t, [(int(x), int(y)) for x, y in c])
         for p, t, c in zip(prediction, truth, clicked, strict=True)
     ]
-    return np.array([f[:2] for f in found], np.float64), np.array([f[2] for f in found], np.int64)
+    return np.array([f[:2] for f in clicks], np.float64), np.array([f[2] for f in clicks], np.int64)
 
 
 def grid_error_clicks(

@@ -83,9 +83,9 @@ def macs(sam: Sam, side: int) -> dict[str, float]:
 
     run = count(lambda: model.image_encoder(pixels))
     encoder = sam.image_encoder.macs(side) / GIGA
-    found = {"encoder": encoder, "encoder_run": run, "box": decode(boxes(1, "meta"), False)}
-    found |= {"point": decode(points(1, "meta"), True), "points64": decode(points(64, "meta"), True)}
-    return found | {"total": found["encoder"] + found["box"]}
+    gmac = {"encoder": encoder, "encoder_run": run, "box": decode(boxes(1, "meta"), False)}
+    gmac |= {"point": decode(points(1, "meta"), True), "points64": decode(points(64, "meta"), True)}
+    return gmac | {"total": gmac["encoder"] + gmac["box"]}
 
 
 def boxes(number: int, device: torch.device | str) -> Prompts:
@@ -137,7 +137,7 @@ def _measure(path: str, told: dict[str, Any]) -> dict[str, Any]:
     images = torch.zeros(1, 3, told["side"], told["side"], dtype=torch.uint8, device=device)
     sizes = torch.tensor([[told["side"], told["side"]]], device=device)
     index = torch.zeros(64, dtype=torch.long, device=device)
-    found: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     with torch.inference_mode():
         embedding = sam.encode(images, sizes)
         calls = {
@@ -149,9 +149,9 @@ def _measure(path: str, told: dict[str, Any]) -> dict[str, Any]:
             call()  # workspaces and lazily made buffers are not this call's peak
             gauge.reset()
             call()
-            found[f"{name}_peak"] = gauge.peak()
-    peak = max(found.values())
-    return {"weights": weights_bytes(sam) / MIB, "peak": peak, **gauge.rest(peak), **found}
+            peaks[f"{name}_peak"] = gauge.peak()
+    peak = max(peaks.values())
+    return {"weights": weights_bytes(sam) / MIB, "peak": peak, **gauge.rest(peak), **peaks}
 
 
 class CudaGauge:
@@ -248,9 +248,9 @@ def conditions(device: torch.device) -> dict[str, float]:
         return {"load": os.getloadavg()[0]}
     which = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
     told = _ask_smi(which, f"--query-gpu={','.join(SMI)}", "--format=csv,noheader,nounits").split(",")
-    found = {name: value for name, text in zip(SMI.values(), told) if (value := _number(text)) is not None}
+    facts = {name: value for name, text in zip(SMI.values(), told) if (value := _number(text)) is not None}
     others = _ask_smi(which, "--query-compute-apps=pid", "--format=csv,noheader").split()
-    return found | {"gpu_processes": float(len(others)), "load": os.getloadavg()[0]}
+    return facts | {"gpu_processes": float(len(others)), "load": os.getloadavg()[0]}
 
 
 def _ask_smi(*words: str) -> str:

@@ -204,9 +204,9 @@ class Task(BaseTask):
         lines = [
             f"{'':{width}}" + "".join(f"{name.upper():>7}" for name in names) + "   (threshold, recall, precision)"
         ]
-        for label, one in numbers.items():
-            cells = "".join(f"{one[name]:7.3f}" for name in names)
-            at = ", ".join(f"{one[f'ods/{name}']:.3f}" for name in ("threshold", "recall", "precision"))
+        for label, values in numbers.items():
+            cells = "".join(f"{values[name]:7.3f}" for name in names)
+            at = ", ".join(f"{values[f'ods/{name}']:.3f}" for name in ("threshold", "recall", "precision"))
             lines.append(f"{label:{width}}{cells}   ({at})")
         images = int(next(iter(numbers.values()))["images"])
         return "\n".join([*lines, f"{images} photographs; {self.sentence}"])

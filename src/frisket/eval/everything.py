@@ -20,11 +20,10 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from frisket.data.annotated import Photograph, open_annotated
-from frisket.data.identity import Identity
+from frisket.data.annotated import Photograph
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.recall import SIZES, add, average_recall, best_iou, groups, tally
-from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.eval.task import PhotographConfig, PhotographTask, Row
 from frisket.everything.generator import everything
 from frisket.everything.result import Everything
 from frisket.everything.strategy import chosen, describe
@@ -38,14 +37,10 @@ FREQUENCIES = ("f", "c", "r")
 
 
 @dataclass
-class Config(TaskConfig):
+class Config(PhotographConfig):
     """Whose masks are judged."""
 
     renamed: ClassVar[dict[str, str]] = {"generator": "everything"}
-    images: str = ""
-    """The folder of a .json's photographs."""
-    split: str = "val"
-    """BSDS500's."""
     max_masks: int = field(default=1000, metadata={"least": 1})
     """Of a photograph, the best ones."""
     everything: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +63,7 @@ class Truth:
         return self.photo.key
 
 
-class Task(BaseTask):
+class Task(PhotographTask):
     """Items are `Truth`s; a row holds the photograph's tally, each object's best IoU (M,) and area (M,)."""
 
     protocol = "everything"
@@ -76,7 +71,6 @@ class Task(BaseTask):
     def __init__(self, config: Config, image_size: int) -> None:
         super().__init__(config, image_size)
         self.filters, self.most = chosen(config.everything), config.max_masks
-        self.photographs = open_annotated(config.data, config.images or None, config.split)
 
     @property
     def sentence(self) -> str:
@@ -97,13 +91,6 @@ class Task(BaseTask):
         """The generator's."""
         return describe(self.filters)
 
-    def dataset(self, images: int) -> Identity:
-        """The photographs'."""
-        return self.photographs.identity(images)
-
-    def __len__(self) -> int:
-        return len(self.photographs)
-
     def load(self, index: int) -> Truth | None:
         """One photograph with its objects; None when it has none, which changes no number."""
         photo = self.photographs[index]
@@ -123,8 +110,8 @@ class Task(BaseTask):
             predictor.set_fitted(item.fitted, item.frame)
         else:
             predictor.set_image(item.pixels)
-        found = everything(predictor, self.filters)
-        masks = ranked(found, self.most)
+        candidates = everything(predictor, self.filters)
+        masks = ranked(candidates, self.most)
         iou = overlaps(masks, item.photo.rles)
         hits = tally(iou, groups(item.photo.areas, self._frequencies(item.photo)))
         best = best_iou(iou)
@@ -186,10 +173,10 @@ class Task(BaseTask):
         return [*panels, Panel(item.fitted, masks=rle.thumbnails(item.photo.rles, size), title="truth")]
 
 
-def ranked(found: Everything, most: int) -> list[dict[str, Any]]:
+def ranked(result: Everything, most: int) -> list[dict[str, Any]]:
     """At most `most` masks, COCO RLE, best first by the mean of predicted IoU and stability (equal ones in order)."""
-    order = torch.argsort((found.iou + found.stability) / 2, descending=True, stable=True)
-    return [found.rles[n] for n in order[:most].tolist()]
+    order = torch.argsort((result.iou + result.stability) / 2, descending=True, stable=True)
+    return [result.rles[n] for n in order[:most].tolist()]
 
 
 def overlaps(masks: list[dict[str, Any]], objects: list[dict[str, Any]]) -> np.ndarray:

@@ -20,14 +20,13 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from frisket.data.annotated import JsonPhotographs, Photograph, open_annotated
+from frisket.data.annotated import JsonPhotographs, Photograph
 from frisket.data.coco import Category
 from frisket.data.detections import read_boxes, read_masks
-from frisket.data.identity import Identity
 from frisket.errors import UserError
 from frisket.eval.ap import COCO, LVIS, Detected, Matches, Objects, counted, matched, summarise, unpack
 from frisket.eval.reference import difference, reference
-from frisket.eval.task import PROMPTS, BaseTask, Row, TaskConfig
+from frisket.eval.task import PROMPTS, PhotographConfig, PhotographTask, Row
 from frisket.files import write_json
 from frisket.geometry import Frame, pad_square, upscale_logits
 from frisket.kernels import rle
@@ -65,14 +64,10 @@ class Item:
 
 
 @dataclass
-class Config(TaskConfig):
+class Config(PhotographConfig):
     """What prompts, which mask answers, by whose rules. Sets other than COCO's and LVIS' are judged class-agnostic."""
 
     renamed: ClassVar[dict[str, str]] = {"batch": "place.prompts_at_once"}
-    images: str = ""
-    """The folder of a .json's photographs."""
-    split: str = "val"
-    """BSDS500's."""
     detections: str = ""
     """A detector's results file; empty: ground-truth boxes."""
     results: str = ""
@@ -89,22 +84,19 @@ class Config(TaskConfig):
     """Run pycocotools or lvis on the same masks too, and tell the largest difference; all masks stay in memory."""
 
 
-class Task(BaseTask):
+class Task(PhotographTask):
     """Items are photographs with boxes; a row holds the photograph's `Matches`."""
 
     protocol = "instance_ap"
     needs_model = False  # a results file can be scored alone
 
     def __init__(self, config: Config, image_size: int) -> None:
-        super().__init__(config, image_size)
-        self.settings = config
         if not config.checkpoint and not config.results:
             raise UserError(
                 "eval needs checkpoint=… (a run folder, a file or a model name) or results=… (masks to score)"
             )
-        self.photographs = open_annotated(
-            config.data, config.images or None, config.split, pixels=bool(config.checkpoint)
-        )
+        super().__init__(config, image_size, pixels=bool(config.checkpoint))
+        self.settings = config
         lvis = self.photographs.lvis if config.rules == "auto" else config.rules == "lvis"
         self.rules = LVIS if lvis else COCO
         self.categories = self.photographs.categories or {0: Category(0, "object")}
@@ -114,14 +106,12 @@ class Task(BaseTask):
             self.baseline = f"masks of {Path(config.results).name}"
         elif self.detections is not None:
             self.baseline = "box fill (baseline)"
-
         if config.verify:
-            self._reference_fits()
-
-    def _reference_fits(self) -> None:
-        file = self._file("verify")
-        if self.rules.federated and not file.lvis:
-            raise UserError(f"verify=true by LVIS' rules needs LVIS' own annotations, and {file.path.name} has none")
+            file = self._file("verify")
+            if self.rules.federated and not file.lvis:
+                raise UserError(
+                    f"verify=true by LVIS' rules needs LVIS' own annotations, and {file.path.name} has none"
+                )
 
     def _file(self, key: str) -> Any:
         if not isinstance(self.photographs, JsonPhotographs):
@@ -159,13 +149,6 @@ class Task(BaseTask):
         asked = {"output": s.output, "refine": s.refine} if self.boxes != "none" else {"output": None, "refine": None}
         rules = "lvis" if self.rules.federated else "coco"
         return {"rules": rules, "boxes": self.boxes, "detections": detector, **asked}
-
-    def dataset(self, images: int) -> Identity:
-        """The photographs'."""
-        return self.photographs.identity(images)
-
-    def __len__(self) -> int:
-        return len(self.photographs)
 
     def load(self, index: int) -> Item:
         """One photograph with the boxes that count, and its picture when there are any."""

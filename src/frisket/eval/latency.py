@@ -30,7 +30,7 @@ from frisket.errors import UserError
 from frisket.eval.clock import switched
 from frisket.eval.cost import conditions, macs, memory
 from frisket.eval.subject import Photo, Subject, photo, photographs
-from frisket.eval.task import BaseTask, Row, TaskConfig
+from frisket.eval.task import BaseTask, PhotographConfig, Row
 from frisket.everything.strategy import chosen
 from frisket.kernels.attention import describe
 from frisket.models.sam import Sam
@@ -41,17 +41,13 @@ PARTS: tuple[str, ...] = get_args(Part)
 
 
 @dataclass
-class Config(TaskConfig):
+class Config(PhotographConfig):
     """What to measure; see the top of this file. `data` may also be a folder of pictures, one picture, or nothing for
     seeded noise; `pictures` and place.workers do not apply."""
 
     renamed: ClassVar[dict[str, str]] = {"generator": "everything", "threads": "place.threads"}
     place: Place = field(default_factory=lambda: Place(devices="1", workers=0, threads=1))
     """Where it runs: one device."""
-    images: str = ""
-    """The folder of a .json's photographs."""
-    split: str = "val"
-    """BSDS500's."""
     parts: list[Part] = field(default_factory=lambda: list(get_args(Part)))
     """What is timed."""
     precision: Literal["32-true", "bf16-true", "16-true"] = "32-true"
@@ -172,24 +168,24 @@ class Task(BaseTask):
         row: Row = {"key": f"{item.what}, round {item.round + 1}", "what": item.what, "round": item.round + 1}
         with switched(threads=self._threads(sam.device), tf32=self.settings.tf32):
             if item.what == "check":
-                found = subject.check(self.settings.agreement)
+                measured = subject.check(self.settings.agreement)
             elif item.what == "macs":
-                found = {f"{name}_g": value for name, value in macs(sam, self.image_size).items()}
+                measured = {f"{name}_g": value for name, value in macs(sam, self.image_size).items()}
             elif item.what == "memory":
-                found = memory(
+                measured = memory(
                     sam, side=self.image_size, precision=self.settings.precision, device=sam.device,
                     threads=self.threads,
                 )  # fmt: skip
-                found = {f"{name}_mib" if name != "whole_life" else name: value for name, value in found.items()}
+                measured = {f"{name}_mib" if name != "whole_life" else name: value for name, value in measured.items()}
             elif item.what == "conditions":
-                found = conditions(sam.device) | ({"setup": self._setup(sam.device)} if item.round == 0 else {})
+                measured = conditions(sam.device) | ({"setup": self._setup(sam.device)} if item.round == 0 else {})
             elif not subject.agrees:
-                found = {"error": "outputs differ from eager fp32"}
+                measured = {"error": "outputs differ from eager fp32"}
             elif item.what == "sweep":
-                found = subject.sweep(self.settings.batches, self._count("calls", sam.device))
+                measured = subject.sweep(self.settings.batches, self._count("calls", sam.device))
             else:
-                found = subject.time(item.what, *self._share(item, sam.device))
-        return row | found
+                measured = subject.time(item.what, *self._share(item, sam.device))
+        return row | measured
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """{"encoder/ms", "…_p5", "…_p95", "…/n", "macs/…_g", "memory/…_mib", "throughput/…"}: docs/evaluation.md."""
@@ -221,7 +217,7 @@ class Task(BaseTask):
 
     def table(self, numbers: dict[str, dict[str, Any]]) -> str:
         """Models as rows: median ms of each part, images/s, MACs, weights and peak memory."""
-        parts = [part for part in PARTS if any(f"{part}/ms" in found for found in numbers.values())]
+        parts = [part for part in PARTS if any(f"{part}/ms" in values for values in numbers.values())]
         columns = [
             *((part, f"{part}/ms", "ms") for part in parts),
             ("images/s", "throughput/best_images_per_second", ""),
@@ -229,14 +225,16 @@ class Task(BaseTask):
             ("weights", "memory/weights_mib", "MiB"),
             ("peak", "memory/peak_mib", "MiB"),
         ]
-        columns = [column for column in columns if any(column[1] in found for found in numbers.values())]
+        columns = [column for column in columns if any(column[1] in values for values in numbers.values())]
         width = max(len(label) for label in numbers)
         heads = [f"{name} {unit}".strip() for name, _, unit in columns]
         lines = [" " * width + "".join(f"{head:>{max(12, len(head) + 2)}}" for head in heads)]
-        for label, found in numbers.items():
-            cells = (f"{_short(found.get(key)):>{max(12, len(head) + 2)}}" for head, (_, key, _) in zip(heads, columns))
+        for label, values in numbers.items():
+            cells = (
+                f"{_short(values.get(key)):>{max(12, len(head) + 2)}}" for head, (_, key, _) in zip(heads, columns)
+            )
             lines.append(f"{label:{width}}" + "".join(cells))
-        failed = [label for label, found in numbers.items() if not found["agreement/ok"]]
+        failed = [label for label, values in numbers.items() if not values["agreement/ok"]]
         if failed:
             lines.append(
                 f"FAIL: the masks of {', '.join(failed)} are not those of eager fp32 (IoU below "

@@ -19,13 +19,12 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from frisket.data.annotated import Photograph, open_annotated
-from frisket.data.identity import Identity
+from frisket.data.annotated import Photograph
 from frisket.errors import UserError
 from frisket.eval.clicks import anywhere, first_clicks, grid_error_clicks, next_clicks, round_trip
 from frisket.eval.metrics import MaskIoU
 from frisket.eval.protocols import Protocol, chosen
-from frisket.eval.task import PROMPTS, BaseTask, Row, TaskConfig
+from frisket.eval.task import PROMPTS, PhotographConfig, PhotographTask, Row
 from frisket.geometry import Frame, mask_areas, mask_iou, pad_square, upscale_logits
 from frisket.models.sam import Sam
 from frisket.picture import Panel, row
@@ -55,14 +54,10 @@ class Truth:
 
 
 @dataclass
-class Config(TaskConfig):
+class Config(PhotographConfig):
     """What is asked and compared."""
 
     renamed: ClassVar[dict[str, str]] = {"batch": "place.prompts_at_once"}
-    images: str = ""
-    """The folder of a .json's photographs."""
-    split: str = "val"
-    """BSDS500's."""
     protocol: list[Literal["sam", "sam_oracle", "edgesam", "efficientsam", "evit", "fast", "all"]] = field(
         default_factory=lambda: ["sam"]
     )
@@ -73,7 +68,7 @@ class Config(TaskConfig):
     """Of random clicks."""
 
 
-class Task(BaseTask):
+class Task(PhotographTask):
     """Items are `Truth`s; a row holds IoU (M,) by protocol and prompt, and areas (M,) by protocol."""
 
     protocol = "prompted_miou"
@@ -86,11 +81,6 @@ class Task(BaseTask):
             raise UserError(f"clicks={config.clicks} cannot be judged: list numbers from 1 up, e.g. clicks=[1,3,5]")
         self.clicks = sorted(set(config.clicks))
         self.seed, self.batch = config.seed, config.place.prompts_at_once or PROMPTS
-        if not config.data:
-            raise UserError(
-                "eval needs data=…: prepared shards, a COCO or LVIS .json (with images=…) or a BSDS500 folder"
-            )
-        self.photographs = open_annotated(config.data, config.images or None, config.split)
 
     @property
     def sentence(self) -> str:
@@ -101,13 +91,6 @@ class Task(BaseTask):
     def arguments(self) -> dict[str, Any]:
         """Names of the protocols, and clicks."""
         return {"protocols": [p.name for p in self.protocols], "clicks": self.clicks, "seed": self.seed}
-
-    def dataset(self, images: int) -> Identity:
-        """The photographs'."""
-        return self.photographs.identity(images)
-
-    def __len__(self) -> int:
-        return len(self.photographs)
 
     def load(self, index: int) -> Truth | None:
         """One photograph with its objects and their first clicks; None when no protocol keeps any."""
@@ -125,16 +108,16 @@ class Task(BaseTask):
 
     def _first_clicks(self, photo: Photograph) -> dict[str, np.ndarray]:
         """{rule: (M, K, 2)}, the clicks that need no answer: one each, or all of a random rule. Mask by mask."""
-        found: dict[str, list[Any]] = {p.first: [] for p in self.protocols}
+        points: dict[str, list[Any]] = {p.first: [] for p in self.protocols}
         for number in range(len(photo)):
             mask = photo.masks([number])
-            for rule, clicks in found.items():
+            for rule, clicks in points.items():
                 if rule == "uniform":
                     rng = self._rng(photo.key, number)
                     clicks.append([anywhere(mask[0], rng) for _ in range(self.clicks[-1])])
                 else:
                     clicks.append(first_clicks(rule, mask))
-        return {rule: np.asarray(clicks, np.float64).reshape(len(photo), -1, 2) for rule, clicks in found.items()}
+        return {rule: np.asarray(clicks, np.float64).reshape(len(photo), -1, 2) for rule, clicks in points.items()}
 
     def _rng(self, key: str, number: int, *more: int) -> np.random.Generator:
         """Chance of one object, the same on every rank, in every order and beside every other protocol."""
@@ -152,8 +135,8 @@ class Task(BaseTask):
             numbers = np.arange(start, min(start + step, len(item.photo)))
             chunk = Chunk(numbers, torch.from_numpy(item.photo.masks(numbers)).to(device))
             for p in self.protocols:
-                found = self._boxes_filled(p, item, chunk) if answer is None else self._asked(p, answer, item, chunk)
-                for kind, iou in found.items():
+                ious = self._boxes_filled(p, item, chunk) if answer is None else self._asked(p, answer, item, chunk)
+                for kind, iou in ious.items():
                     parts[p.name].setdefault(kind, []).append(iou)
             first = next((chunk.known[k][0] for k in chunk.known if k[0] in ("box", "click")), None)
             if first is not None:
@@ -166,7 +149,7 @@ class Task(BaseTask):
         means: dict[str, float] = {}
         for p in self.protocols:
             keep = torch.from_numpy(item.kept[p.name])
-            iou[p.name] = {kind: torch.cat(found)[keep] for kind, found in parts[p.name].items()}
+            iou[p.name] = {kind: torch.cat(ious)[keep] for kind, ious in parts[p.name].items()}
             for kind, values in iou[p.name].items():
                 if bool(values.isfinite().any()):
                     means[f"{p.name}/{kind}/miou" if several else f"{kind}/miou"] = float(values.nanmean())
@@ -183,15 +166,15 @@ class Task(BaseTask):
 
     def _asked(self, p: Protocol, answer: "Answers", item: Truth, chunk: "Chunk") -> dict[str, Tensor]:
         """{"box": IoU (n,), "click1": …} of a chunk's objects under one protocol."""
-        found: dict[str, Tensor] = {}
+        ious: dict[str, Tensor] = {}
         if p.box:
             masks, _ = chunk.once(("box", p.output), lambda: answer.box(chunk, p.output))
-            found["box"] = score(p, masks, chunk)
+            ious["box"] = score(p, masks, chunk)
         rounds = self.clicks[-1] if p.later else 1
         points = item.clicks[p.first][chunk.numbers]
         prompts = answer.clicks(points[:, :1])
         masks, low = chunk.once(("click", p.first, p.output), lambda: answer.ask(prompts, p.output, chunk))
-        found["click1"] = score(p, masks, chunk)
+        ious["click1"] = score(p, masks, chunk)
         clicked = points[:, :1]
         for k in range(2, rounds + 1):
             if p.later == "uniform":
@@ -205,8 +188,8 @@ class Task(BaseTask):
             prompts = answer.click(prompts, new, labels, in_input=p.later == "error_uniform")
             asked = prompts.refine(low) if p.feedback else prompts
             masks, low = answer.ask(asked, p.later_output, chunk)
-            found[f"click{k}"] = score(p, masks, chunk)
-        return found
+            ious[f"click{k}"] = score(p, masks, chunk)
+        return ious
 
     def _boxes_filled(self, p: Protocol, item: Truth, chunk: "Chunk") -> dict[str, Tensor]:
         """The baseline: the prompt box itself as the mask. It has no answer to a click."""
@@ -225,8 +208,8 @@ class Task(BaseTask):
             means: dict[str, dict[str, float]] = {}
             for kind in rows[0]["iou"][p.name]:
                 metric = MaskIoU(shared_borders=p.shared_borders, gathered=True)
-                for one in rows:
-                    iou, areas = one["iou"][p.name][kind], one["areas"][p.name]
+                for part in rows:
+                    iou, areas = part["iou"][p.name][kind], part["areas"][p.name]
                     real = iou.isfinite()  # EdgeSAM drops an object that neither side has a pixel of
                     metric.update(iou[real], areas[real])
                 means[kind] = metric.compute()
@@ -236,8 +219,8 @@ class Task(BaseTask):
             curve = [means[f"click{k}"] for k in range(1, self.clicks[-1] + 1) if f"click{k}" in means]
             if len(curve) > 1:
                 names = ("miou", "miou_s", "miou_m", "miou_l")
-                numbers |= {f"{prefix}curve/{name}": [one[name] for one in curve] for name in names}
-            numbers[f"{prefix}masks"] = float(sum(len(one["areas"][p.name]) for one in rows))
+                numbers |= {f"{prefix}curve/{name}": [mean[name] for mean in curve] for name in names}
+            numbers[f"{prefix}masks"] = float(sum(len(part["areas"][p.name]) for part in rows))
         return numbers | {"images": float(len(rows))}
 
     def table(self, numbers: dict[str, dict[str, Any]]) -> str:
@@ -269,9 +252,9 @@ class Task(BaseTask):
         """The 12 largest masks by each model, and the truth."""
         image = item.image[0, :, : item.frame.size[0], : item.frame.size[1]]
         shown = {
-            label: one["_shown"]
-            for label, one in answers.items()
-            if label != self.baseline and one["_shown"] is not None
+            label: answered["_shown"]
+            for label, answered in answers.items()
+            if label != self.baseline and answered["_shown"] is not None
         }
         largest = next(iter(answers.values()))["_largest"]
         return row(image, item.key, shown, torch.from_numpy(item.photo.masks(largest)))

@@ -109,7 +109,7 @@ class Subject:
         Compared on the decoder's grid: what follows is the same for both. fp32 eager is compared with itself, which
         leaves the test for finite values.
         """
-        found, finite = [], True
+        ious, finite = [], True
         for photo in self.photos:
             prompts = [Prompts(boxes=photo.box), Prompts(photo.points[::4], self.ones[:16])]
             for prompt in prompts:
@@ -117,8 +117,8 @@ class Subject:
                 with switched(tf32=False):
                     exact = self._answer(self.plain, photo, prompt) if self.changed else fast
                 finite &= bool(fast.isfinite().all())
-                found.append(mask_iou((fast > 0).flatten(0, 1), (exact > 0).flatten(0, 1)).cpu())
-        mean = float(torch.cat(found).mean())
+                ious.append(mask_iou((fast > 0).flatten(0, 1), (exact > 0).flatten(0, 1)).cpu())
+        mean = float(torch.cat(ious).mean())
         self.agrees = finite and mean >= least
         return {"miou": mean, "finite": float(finite), "ok": float(self.agrees)}
 
@@ -136,8 +136,8 @@ class Subject:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return {"error": "out of memory"}
-        found = {"ms": float(np.median(taken)), "n": len(taken), "samples": taken}
-        return found | ({"masks": float(np.mean(self.kept[-repeats:]))} if part == "everything" else {})
+        told = {"ms": float(np.median(taken)), "n": len(taken), "samples": taken}
+        return told | ({"masks": float(np.mean(self.kept[-repeats:]))} if part == "everything" else {})
 
     def sweep(self, batches: Sequence[int], calls: int) -> dict[str, Any]:
         """Images a second through the encoder for each batch, until memory or a plateau."""
@@ -189,8 +189,8 @@ def photographs(data: str, number: int, seed: int, *, images: str = "", split: s
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
     if files:
         return [read_image(files[i]) for i in spread(len(files), number)]
-    found = open_annotated(data, images or None, split)
-    return [found[i].image for i in spread(len(found), number)]
+    opened = open_annotated(data, images or None, split)
+    return [opened[i].image for i in spread(len(opened), number)]
 
 
 def spread(total: int, number: int) -> list[int]:

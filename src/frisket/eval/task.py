@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from frisket.data.annotated import open_annotated
 from frisket.data.identity import Identity
 from frisket.errors import UserError
 from frisket.models.sam import Sam
@@ -78,6 +79,16 @@ def labelled(entries: Sequence[str], what: str) -> dict[str, str]:
     return named
 
 
+@dataclass
+class PhotographConfig(TaskConfig):
+    """Of tasks over annotated photographs."""
+
+    images: str = ""
+    """The folder of a .json's photographs."""
+    split: str = "val"
+    """BSDS500's."""
+
+
 class BaseTask(ABC):
     """One evaluation, bound to its data. Made on every rank; must be cheap to pickle into loader workers."""
 
@@ -139,3 +150,18 @@ class BaseTask(ABC):
     def picture(self, item: Any, answers: dict[str, Row]) -> list[Panel] | None:
         """One row of the picture of masks: the item, each model's answer, the truth; None when there is none."""
         return None
+
+
+class PhotographTask(BaseTask):
+    """A task over annotated photographs. pixels=False: only their annotations are needed."""
+
+    def __init__(self, config: PhotographConfig, image_size: int, *, pixels: bool = True) -> None:
+        super().__init__(config, image_size)
+        self.photographs = open_annotated(config.data, config.images or None, config.split, pixels=pixels)
+
+    def dataset(self, images: int) -> Identity:
+        """The photographs'."""
+        return self.photographs.identity(images)
+
+    def __len__(self) -> int:
+        return len(self.photographs)

@@ -29,15 +29,15 @@ def crops(size: tuple[int, int], layers: int, overlap_ratio: float = 512 / 1500)
     """The whole photograph (h, w), then layer i's 2^i x 2^i windows. They overlap by `overlap_ratio` of the short side
     in layer 1, half of that in layer 2, and so on."""
     height, width = size
-    found = [Crop(0, 0, width, height, 0, size)]
+    crops = [Crop(0, 0, width, height, 0, size)]
     for layer in range(1, layers + 1):
         count = 2**layer
         overlap = int(overlap_ratio * min(size) * (2 / count))
         high, wide = (math.ceil((overlap * (count - 1) + length) / count) for length in size)
         for x0 in ((wide - overlap) * n for n in range(count)):
             for y0 in ((high - overlap) * n for n in range(count)):
-                found.append(Crop(x0, y0, min(x0 + wide, width), min(y0 + high, height), layer, size))
-    return found
+                crops.append(Crop(x0, y0, min(x0 + wide, width), min(y0 + high, height), layer, size))
+    return crops
 
 
 def near_inner_edge(boxes: Tensor, crop: Crop) -> Tensor:

@@ -1,7 +1,7 @@
 """Edge pixels matched one to one at the least cost: which pixels of a drawing have a partner in another one.
 
-Use     pairs = match(found, truth, reach)    # (K, 2) flat pixel indices, found's in ascending order
-        total = cost(pairs, found, truth, reach)
+Use     pairs = match(edges, truth, reach)    # (K, 2) flat pixel indices, those of edges ascending
+        total = cost(pairs, edges, truth, reach)
 Source  The correspondence of the Berkeley benchmark (Martin, Fowlkes, Malik, TPAMI 2004): a pair no farther apart than
         `reach` pixels costs round(100 * distance), a pixel left alone costs ceil(100 * 100 * reach), that is as much
         as a pair 100 reaches apart. The original links pixels at random to a few stand-ins and thus gives an answer
@@ -48,31 +48,31 @@ def neighbourhood(reach: float) -> NDArray[np.int32]:
     return np.stack([dy[order], dx[order], price], axis=1).astype(np.int32)
 
 
-def match(found: ArrayLike, truth: ArrayLike, reach: float) -> NDArray[np.int64]:
+def match(edges: ArrayLike, truth: ArrayLike, reach: float) -> NDArray[np.int64]:
     """Pairs (K, 2) of the cheapest matching between the set pixels of two pictures bool (H, W), `reach` in pixels.
 
-    Each pair is (index into found.ravel(), index into truth.ravel()), in ascending order; a pixel occurs at most once.
+    Each pair is (index into edges.ravel(), index into truth.ravel()), in ascending order; a pixel occurs at most once.
     Raises ValueError when the pictures are not of one size or reach is not a positive number.
     """
-    one, two = np.asarray(found).astype(bool, copy=False), np.asarray(truth).astype(bool, copy=False)
-    if one.ndim != 2 or one.shape != two.shape:
-        raise ValueError(f"pictures to match must be of one size, not {one.shape} and {two.shape}")
+    mine, theirs = np.asarray(edges).astype(bool, copy=False), np.asarray(truth).astype(bool, copy=False)
+    if mine.ndim != 2 or mine.shape != theirs.shape:
+        raise ValueError(f"pictures to match must be of one size, not {mine.shape} and {theirs.shape}")
     if not 0 < reach < 1000:
         raise ValueError(f"the reach of a match is between 0 and 1000 pixels, not {reach}")
-    a, b = np.flatnonzero(one).astype(np.int32), np.flatnonzero(two).astype(np.int32)
+    a, b = np.flatnonzero(mine).astype(np.int32), np.flatnonzero(theirs).astype(np.int32)
     if not len(a) or not len(b):
         return np.zeros((0, 2), np.int64)
-    partner = _match(a, b, one.shape[0], one.shape[1], neighbourhood(reach), 2 * lonely_cost(reach))
+    partner = _match(a, b, mine.shape[0], mine.shape[1], neighbourhood(reach), 2 * lonely_cost(reach))
     taken = partner >= 0
     return np.stack([a[taken], b[partner[taken]]], axis=1).astype(np.int64)
 
 
-def cost(pairs: NDArray[np.int64], found: ArrayLike, truth: ArrayLike, reach: float) -> int:
+def cost(pairs: NDArray[np.int64], edges: ArrayLike, truth: ArrayLike, reach: float) -> int:
     """The total that `match` makes least, in hundredths of a pixel: pairs by distance, and every pixel left alone."""
-    one, two = np.asarray(found), np.asarray(truth)
-    width = one.shape[1]
+    mine, theirs = np.asarray(edges), np.asarray(truth)
+    width = mine.shape[1]
     dy, dx = pairs[:, 0] // width - pairs[:, 1] // width, pairs[:, 0] % width - pairs[:, 1] % width
-    alone = np.count_nonzero(one) + np.count_nonzero(two) - 2 * len(pairs)
+    alone = np.count_nonzero(mine) + np.count_nonzero(theirs) - 2 * len(pairs)
     return int(np.rint(PRECISION * np.hypot(dy, dx)).sum()) + int(alone) * lonely_cost(reach)
 
 

@@ -38,11 +38,11 @@ _TABLES = np.stack([removable(0), removable(1)])
 
 def thin(picture: ArrayLike) -> NDArray[np.bool_]:
     """The bool picture (H, W) thinned until nothing changes. Raises ValueError for another number of axes."""
-    found = np.asarray(picture)
-    if found.ndim != 2:
-        raise ValueError(f"a picture to thin has two axes, not {found.ndim}")
-    padded = np.zeros((found.shape[0] + 2, found.shape[1] + 2), np.uint8)
-    padded[1:-1, 1:-1] = found != 0
+    pixels = np.asarray(picture)
+    if pixels.ndim != 2:
+        raise ValueError(f"a picture to thin has two axes, not {pixels.ndim}")
+    padded = np.zeros((pixels.shape[0] + 2, pixels.shape[1] + 2), np.uint8)
+    padded[1:-1, 1:-1] = pixels != 0
     _thin(padded.reshape(-1), padded.shape[1], _TABLES)
     return padded[1:-1, 1:-1].astype(bool)
 

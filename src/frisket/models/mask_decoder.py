@@ -83,8 +83,8 @@ class TwoWayTransformer(nn.Module):
         tokens = prompt
         for layer in self.layers:
             tokens, pixels = layer(tokens, pixels, prompt, pixel_pe, seen)
-        found = self.final_attn_token_to_image(tokens + prompt, pixels + pixel_pe, pixels)
-        return self.norm_final_attn(tokens + found), pixels
+        looked = self.final_attn_token_to_image(tokens + prompt, pixels + pixel_pe, pixels)
+        return self.norm_final_attn(tokens + looked), pixels
 
 
 class Head(nn.Module):

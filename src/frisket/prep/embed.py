@@ -25,6 +25,7 @@ from frisket.data.shards import IndexedShards, TarOut, expand
 from frisket.errors import UserError
 from frisket.geometry import pad_square
 from frisket.models.sam import Sam
+from frisket.place import autocast, device
 from frisket.prep.records import PrepConfig, Reject, Unit, unit_name
 from frisket.sample import Sample
 
@@ -77,10 +78,7 @@ def units(config: Config) -> list[Unit]:
     """One unit per image shard. Loads the teacher. Raises UserError when it is missing, or out holds another's work."""
     if config.image_size % 16:
         raise UserError(f"image_size={config.image_size} must be a multiple of 16: correct the config")
-    wish = config.place.accelerator
-    if wish in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"place.accelerator={wish} cannot be used, torch sees no GPU: try place.accelerator=cpu")
-    sam = checkpoint.load(config.teacher, device="cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")
+    sam = checkpoint.load(config.teacher, device=device(config.place))
     stamp = stamp_for(sam, config.image_size)
     made = []
     for shard in shards(config):
@@ -129,7 +127,5 @@ def _embed(config: Config, sam: Sam, samples: list[Sample]) -> torch.Tensor:
     """(B, 256, S/16, S/16) float32 on the CPU."""
     images = torch.stack([pad_square(sample.image, config.image_size) for sample in samples])
     sizes = torch.tensor([sample.frame.size for sample in samples])
-    device = sam.device
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.place.precision)
-    with torch.autocast(device.type, half, enabled=half is not None):
-        return sam.encode(images.to(device), sizes.to(device)).float().cpu()
+    with autocast(config.place, sam.device):
+        return sam.encode(images.to(sam.device), sizes.to(sam.device)).float().cpu()

@@ -212,9 +212,9 @@ def _sweep(config: PrepConfig, out: Path, pending: list[Unit], *, alone: bool) -
     """Remove what a killed run left of the units about to be done: unfinished and finished shards, notes."""
     ours = {_output(config, unit) for unit in pending} | {_note_path(config, out, unit).stem for unit in pending}
     for path in [*out.iterdir(), *(out / ".prep").iterdir()]:
-        found = PRODUCT.fullmatch(path.name)
+        product = PRODUCT.fullmatch(path.name)
         # The folder's own temporary files may belong to a neighbour of the array, which is about to rename them.
-        if (found and found[1] in ours) or (alone and COMMON.fullmatch(path.name)):
+        if (product and product[1] in ours) or (alone and COMMON.fullmatch(path.name)):
             path.unlink(missing_ok=True)
 
 

@@ -80,14 +80,6 @@ def records(config: Config, unit: Unit, reject: Reject) -> Iterator[Record]:
 # ---------------------------------------------------------------- the scene
 
 
-@dataclass
-class _Layer:
-    """A painted shape: what of it is still visible, and the chain of wholes it is part of."""
-
-    mask: np.ndarray
-    wholes: tuple[int, ...]
-
-
 def scene(
     rng: np.random.Generator,
     side: int,
@@ -103,7 +95,7 @@ def scene(
     wide, high = ASPECTS[rng.integers(len(ASPECTS))]
     width, height = (round(side * edge / max(wide, high)) for edge in (wide, high))
     canvas = _texture(rng, *_pixels((slice(0, height), slice(0, width))))
-    layers: list[_Layer] = []
+    layers: list[np.ndarray] = []
     for _ in range(distractors):
         centre = (rng.uniform(0, width), rng.uniform(0, height))
         _paint(rng, canvas, [], centre, side * rng.uniform(*radius), (), 0)
@@ -114,33 +106,36 @@ def scene(
         centre = (rng.uniform(0, width), rng.uniform(0, height))
         _paint(rng, canvas, layers, centre, size, (), 2 if number == nested else int(rng.random() < 0.4))
     noisy = canvas * 255 + 3 * rng.standard_normal((height, width, 1), np.float32)
-    return np.clip(noisy, 0, 255).astype(np.uint8), [layer.mask for layer in layers]
+    return np.clip(noisy, 0, 255).astype(np.uint8), layers
 
 
 def _paint(
     rng: np.random.Generator,
     canvas: np.ndarray,
-    layers: list[_Layer],
+    layers: list[np.ndarray],
     centre: tuple[float, float],
     radius: float,
     wholes: tuple[int, ...],
     depth: int,
 ) -> None:
-    """Paint a shape over everything but the wholes it belongs to (and stays inside), then `depth` levels of parts."""
+    """Paint a shape over everything but the wholes it belongs to (and stays inside), then `depth` levels of parts.
+
+    layers: what of each painted shape is still visible, bool (H, W); wholes: the numbers of those this one is part of.
+    """
     window = _window(centre, REACH * radius, canvas.shape[:2])
     inside = _shape(rng)(*_pixels(window), centre, radius)
     if wholes:
-        inside &= layers[wholes[-1]].mask[window]
+        inside &= layers[wholes[-1]][window]
     if not inside.any():
         return
     canvas[window][inside] = _texture(rng, *_pixels(window))[inside]
     for number, layer in enumerate(layers):
         if number not in wholes:
-            layer.mask[window] &= ~inside
+            layer[window] &= ~inside
     mask = np.zeros(canvas.shape[:2], bool)
     mask[window] = inside
     me = len(layers)
-    layers.append(_Layer(mask, wholes))
+    layers.append(mask)
     if not depth:
         return
     rows, cols = np.nonzero(mask)
@@ -218,10 +213,10 @@ def _straight(angle: Field, angles: np.ndarray, radii: np.ndarray) -> Field:
 def _texture(rng: np.random.Generator, xs: Field, ys: Field) -> np.ndarray:
     """A surface over a window: float32 (h, w, 3) in 0..1, two colours mixed by a random pattern."""
     hue, value = rng.random(), rng.uniform(0.3, 0.95)
-    one = _colour(hue, rng.uniform(0.1, 0.9), value)
-    two = _colour(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.9), value * rng.uniform(0.55, 0.85))
+    first = _colour(hue, rng.uniform(0.1, 0.9), value)
+    second = _colour(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.9), value * rng.uniform(0.55, 0.85))
     mix = _pattern(rng, xs, ys)[..., None].astype(np.float32)
-    return one + (two - one) * mix
+    return first + (second - first) * mix
 
 
 def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
