@@ -60,10 +60,10 @@ def _cpu_fields() -> dict[str, str]:
 def commit() -> str | None:
     """The commit this package lies in, with '+changes' when files differ from it; None outside a git checkout."""
     folder = str(Path(__file__).parent)
-    commit = _told("git", "-C", folder, "rev-parse", "HEAD")
-    if commit is None:
+    revision = _told("git", "-C", folder, "rev-parse", "HEAD")
+    if revision is None:
         return None
-    return commit + ("+changes" if _told("git", "-C", folder, "status", "--porcelain") else "")
+    return revision + ("+changes" if _told("git", "-C", folder, "status", "--porcelain") else "")
 
 
 def _told(*command: str) -> str | None:
