@@ -21,9 +21,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from frisket import checkpoint, config
 from frisket.models import zoo
-from frisket.recipes.base import RECIPES, Recipe
+from frisket.recipes.base import RECIPES
 from frisket.recipes.interactive import InteractiveConfig, asked
-from frisket.sample import Batch, Prompts
+from frisket.sample import Batch, Prediction, Prompts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MIB = 2**20
@@ -39,7 +39,7 @@ def weights_of_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "load", lambda name, **_: zoo.build("lightening" if "/" in name else name))
 
 
-def built(name: str) -> Recipe:
+def built(name: str) -> Any:
     """A shipped recipe's module, without memory."""
     module = importlib.import_module(f"frisket.recipes.{name}")
     with torch.device("meta"):
@@ -47,7 +47,7 @@ def built(name: str) -> Recipe:
 
 
 @contextmanager
-def fake(recipe: Recipe) -> Iterator[None]:
+def fake(recipe: Any) -> Iterator[None]:
     """Shapes alone, in bf16 as on these GPUs."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
         for module in (recipe, *getattr(recipe, "teachers", ())):
@@ -97,25 +97,24 @@ def an_image(name: str) -> float:
 
 
 @cache
-def a_prompt() -> float:
-    """MiB that one prompt more costs in a round of the decoder and its loss: the dearer of the two kinds of round."""
-    recipe = built("finetune_decoder")
-    sam = recipe.sam
+def a_prompt(name: str) -> float:
+    """MiB that one prompt more costs in the decoder and its loss, in the dearest kind of round."""
+    recipe, later = built(name), [False, True] if name != "distill_tiny" else [False]
 
-    def round_of(prompts: int, later: bool) -> int:
-        given, embeddings = batch(1, prompts), torch.empty(1, 256, 64, 64)
+    def of_round(prompts: int, refine: bool) -> int:
+        given, embeddings = batch(2, prompts), torch.empty(2, 256, 64, 64)
+        valid = torch.empty(prompts, 256, 256, dtype=torch.bool)
         asking = Prompts(torch.zeros(prompts, 2, 2), torch.zeros(prompts, 2, dtype=torch.long))
-        asking = asking.refine(torch.empty(prompts, 256, 256)) if later else asking
-        return kept(
-            lambda: asked(
-                sam, embeddings.expand(2, -1, -1, -1), given, asking, multimask=not later, config=InteractiveConfig(),
-                valid=torch.empty(prompts, 256, 256, dtype=torch.bool), at_once=None,
-            ),
-            sam,
-        )  # fmt: skip
+        if name == "distill_tiny":
+            grids, tokens = torch.empty(prompts, 3, 256, 256), torch.empty(prompts, 5, 256)
+            wanted: Any = Prediction(grids, torch.empty(prompts, 3), tokens)
+            return kept(lambda: recipe.ask(embeddings, wanted, given, asking, slice(None)), recipe)
+        asking = asking.refine(torch.empty(prompts, 256, 256)) if refine else asking
+        session: Any = {"multimask": not refine, "config": InteractiveConfig(), "valid": valid, "at_once": None}
+        return kept(lambda: asked(recipe.sam, embeddings, given, asking, **session), recipe)
 
     with fake(recipe):
-        return max((round_of(8, later) - round_of(4, later)) / 4 / MIB for later in (False, True))
+        return max((of_round(8, refine) - of_round(4, refine)) / 4 / MIB for refine in later)
 
 
 @cache
@@ -132,10 +131,11 @@ def needed(name: str, place: dict[str, Any]) -> float:
     loaded = config.load(module.Config, [CONFIGS / f"{name}.yaml"])
     images, total = place["images_per_device"], CUDA + weights(name)
     total += images * an_image(name)
-    if prompts := getattr(loaded, "prompts", None):
+    if name != "distill_lightening":
         masks = images * loaded.data.masks_per_image
-        total += min(masks, place["prompts_at_once"]) * a_prompt()
-        total += masks * prompts.rounds * 256 * 256 * 4 / MIB  # the mask that each round hands on
+        # what each mask holds all the time: the grids that rounds hand on, or those of the teacher's three answers
+        held = 3 if name == "distill_tiny" else loaded.prompts.rounds
+        total += min(masks, place["prompts_at_once"]) * a_prompt(name) + masks * held * 256 * 256 * 4 / MIB
     return total / 1024
 
 
