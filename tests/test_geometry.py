@@ -10,6 +10,7 @@ from frisket.geometry import (
     box_area,
     box_iou,
     boxes_of_masks,
+    inside,
     mask_iou,
     resize_image,
     upscale_logits,
@@ -131,3 +132,9 @@ def test_mask_iou() -> None:
     a[1] = True  # against nothing
     a[2, 0, 0] = b[2, 0, 0] = True
     assert mask_iou(a, b).tolist() == pytest.approx([3 / 9, 0.0, 1.0, 1.0])  # the last two are both empty
+
+
+def test_a_cell_is_inside_where_its_centre_is() -> None:
+    """Cells of 4 px have their centres at 2, 6, 10, 14: 7 px hold two of them, 6 px (a centre on the border) one."""
+    rows = inside(torch.tensor([[7, 9], [6, 16]]), 4, 4)
+    assert rows.flatten(1).sum(1).tolist() == [2 * 2, 1 * 4] and rows[0, :2, :2].all() and rows[1, 0].all()

@@ -62,3 +62,13 @@ def test_a_batch_moves_its_tensors_and_keeps_the_rest() -> None:
     tensors = (moved.images, moved.masks, moved.boxes, moved.areas, moved.image_index, moved.sizes)
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert batch.images.device.type == "cpu"
+
+
+def test_oracle_counts_every_logit_above_zero() -> None:
+    """Faint masks too: one that is right at 0.005 beats one that is half right at 5."""
+    truth = torch.zeros(1, 4, 4, dtype=torch.bool)
+    truth[0, :2] = True
+    faint, loud = torch.where(truth, 0.005, -5.0), torch.full((1, 4, 4), -5.0)
+    loud[0, 0] = 5.0
+    prediction = Prediction(torch.stack([loud, faint], dim=1), torch.tensor([[0.9, 0.1]]))
+    assert torch.equal(prediction.oracle(truth), faint)

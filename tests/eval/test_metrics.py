@@ -56,3 +56,13 @@ def test_reset_and_empty_updates() -> None:
     metric.update(torch.tensor([0.25]), torch.tensor([5000]))  # areas may be integers
     values = metric.compute()
     assert values["miou"] == 0.25 and values["n"] == 1.0
+
+
+def test_shared_borders_count_on_both_sides() -> None:
+    """Objects of exactly 32² and 96² pixels; elsewhere both are medium."""
+    iou, areas = torch.tensor([0.25, 0.75]), torch.tensor([32.0**2, 96.0**2])
+    shared, plain = MaskIoU(shared_borders=True), MaskIoU()
+    for metric in (shared, plain):
+        metric.update(iou, areas)
+    assert [shared.compute()[f"miou_{size}"] for size in "sml"] == [0.25, 0.5, 0.75]
+    assert plain.count.tolist() == [2, 0, 2, 0]
