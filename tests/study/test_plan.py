@@ -74,6 +74,7 @@ def test_merged_leaves_its_arguments_alone() -> None:
         ({"arms": {"a": {"train": "x", "after": "b"}, "b": {"train": "x"}}}, "written above it"),
         ({"arms": {"a": {"prep": "x"}}}, "must say one of train: YAML"),
         ({"arms": {"a": "x"}}, "must be a mapping"),
+        ({"prepare": {"a": 3}}, "prepare.a must be a mapping"),
         ({"prepare": {"a": {"train": "x", "prep": "y"}}}, "must say one of"),
         ({"judge": {"data": "@val"}}, "nothing prepared before it"),
         ({"prepare": {"a": {"prep": "x", "y": "@b"}, "b": {"prep": "x"}}, "arms": {"z": {"train": "x"}}}, "@b is no"),

@@ -102,7 +102,7 @@ def plan(config: StudyConfig, name: str) -> Plan:
     """Check a study and lay it out. `name`: the YAML's, for the folder. Raises UserError naming arm and key."""
     out = Path(config.out or Path("runs/studies") / name)
     prepare, wanted = ({k: v for k, v in part.items() if v is not None} for part in (config.prepare, config.arms))
-    prepare = dict(sorted(prepare.items(), key=lambda item: "train" in item[1]))  # stable: else as written
+    prepare = dict(sorted(prepare.items(), key=lambda item: isinstance(item[1], Mapping) and "train" in item[1]))
     if not wanted:
         raise UserError(f"study {name} has no arms: give arms: {{name: {{train: distill_lightening}}}}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:

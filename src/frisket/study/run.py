@@ -56,7 +56,7 @@ class Runner:
         self._stopping = number
         for process in list(self._running):
             with contextlib.suppress(ProcessLookupError):  # it has just ended
-                process.send_signal(number)
+                os.kill(process.pid, number)  # not send_signal, which may take from wait4 what it waits for
 
     @property
     def stopping(self) -> bool:
