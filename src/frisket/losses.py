@@ -79,6 +79,19 @@ def mask_losses(
     return {name: value.sum() / max(1, value.numel()) for name, value in terms.items()}
 
 
+def answer_loss(logits: Tensor, iou: Tensor, wanted: Tensor, wanted_iou: Tensor, *, valid: Tensor) -> dict[str, Tensor]:
+    """{"mask", "iou"}: how far one decoder's answers are from another's to the same prompts, every candidate counting.
+
+    logits, wanted: (N, C, G, G); iou, wanted_iou: (N, C); valid: bool (N, G, G), the pixels that count. Cross entropy
+    with the other's probabilities, a mean over pixels and candidates, and the squared error of the predicted IoU. Our
+    choice, after Hinton et al. (arXiv 1503.02531).
+    """
+    cross = F.binary_cross_entropy_with_logits(logits.float(), wanted.float().sigmoid(), reduction="none")
+    weight = valid[:, None].to(cross.dtype).expand_as(cross)
+    error = (iou.float() - wanted_iou.float()).square()
+    return {"mask": (cross * weight).sum() / weight.sum().clamp(min=1), "iou": error.sum() / max(1, error.numel())}
+
+
 def feature_loss(student: Tensor, teacher: Tensor, *, valid: Tensor) -> Tensor:
     """Mean squared error over channels and valid tokens (a scalar).
 

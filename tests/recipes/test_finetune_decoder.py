@@ -13,6 +13,7 @@ from frisket import checkpoint
 from frisket.cli.main import main
 from frisket.data.module import ShardData
 from frisket.errors import UserError
+from frisket.fidelity import prompts_of
 from frisket.models.zoo import build
 from frisket.recipes.finetune_decoder import Config, Module
 from frisket.recipes.interactive import InteractiveConfig
@@ -52,6 +53,48 @@ def test_one_step_changes_the_decoder_only(recipe, fit: Fit) -> None:
     assert changed(before, module.sam) == trained_names(module, "mask_decoder.")
     grouped = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert grouped == {id(p) for p in module.sam.mask_decoder.parameters()}
+
+
+ONE_ROUND = InteractiveConfig(clicks=0, refines=0)
+
+
+def test_a_teachers_answers_are_learned_from_its_own_embeddings(recipe, fit: Fit, tiny_teacher: Path) -> None:
+    """The student's logits come nearer to the teacher's, which is nowhere in what is saved."""
+    module = recipe(teacher=str(tiny_teacher), prompts=ONE_ROUND)
+    batch = next(iter(ShardData(module.config.data).train_dataloader()))
+
+    def apart() -> float:
+        with torch.no_grad():
+            asked, owners = prompts_of(batch), batch.image_index.repeat(2)
+            mine, theirs = (
+                sam.decode(sam.encode(batch.images, batch.sizes), owners, asked, multimask=True).logits
+                for sam in (module.sam, module.reference())
+            )
+        return float((mine - theirs).square().mean())
+
+    before, frozen = apart(), snapshot(module.reference())
+    fit(module, 20)
+    assert apart() < 0.5 * before
+    assert changed(frozen, module.reference()) == set()
+    assert not any("teacher" in name for name in module.state_dict())
+
+
+def test_imitating_oneself_leaves_only_the_answers_own_entropy(recipe, student: Path) -> None:
+    module = recipe(teacher=str(student), prompts=ONE_ROUND)
+    batch = next(iter(ShardData(module.config.data).train_dataloader()))
+    loss, terms = module.imitation(module.reference(), module.sam.encode(batch.images, batch.sizes), batch)
+    assert terms["iou"] == 0
+    loss.backward()
+    heads = [p.grad for p in module.sam.mask_decoder.output_hypernetworks_mlps[1].parameters()]
+    assert heads and all(grad.abs().max() < 1e-6 for grad in heads)  # the minimum of the cross entropy
+    batch.masks, batch.boxes, batch.image_index = batch.masks[:0], batch.boxes[:0], batch.image_index[:0]
+    nothing, _ = module.imitation(module.reference(), module.sam.encode(batch.images, batch.sizes), batch)
+    assert nothing == 0
+
+
+def test_a_teacher_of_several_rounds_is_refused(recipe, tiny_teacher: Path) -> None:
+    with pytest.raises(UserError, match=r"set prompts\.clicks=0 prompts\.refines=0"):
+        recipe(teacher=str(tiny_teacher))
 
 
 def test_the_prompt_encoder_can_be_trained_too(recipe, fit: Fit) -> None:
