@@ -7,8 +7,6 @@ from PIL import Image
 
 from frisket.geometry import (
     Frame,
-    box_area,
-    box_iou,
     boxes_of_masks,
     inside,
     mask_iou,
@@ -107,22 +105,6 @@ def test_boxes_of_masks_against_loops() -> None:
         assert box == ([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(ys) else [0, 0, 0, 0])
     assert boxes_of_masks(masks[:0]).shape == (0, 4)
     assert boxes_of_masks(torch.ones(1, 3, 4, dtype=torch.bool)).tolist() == [[0, 0, 4, 3]]
-
-
-def test_box_iou_by_counting_pixels() -> None:
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.randint(0, 12, (30, 2, 2), generator=generator)
-    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1).float()
-    ours = box_iou(boxes, boxes[:10])
-    canvas = torch.zeros(30, 12, 12, dtype=torch.bool)
-    for row, (x0, y0, x1, y1) in enumerate(boxes.int().tolist()):
-        canvas[row, y0:y1, x0:x1] = True
-    for i in range(30):
-        for j in range(10):
-            union = int((canvas[i] | canvas[j]).sum())
-            expected = int((canvas[i] & canvas[j]).sum()) / union if union else 0.0
-            assert ours[i, j].item() == pytest.approx(expected, abs=1e-6)
-    assert box_area(boxes).tolist() == canvas.flatten(1).sum(1).tolist()
 
 
 def test_mask_iou() -> None:

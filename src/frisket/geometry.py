@@ -121,20 +121,6 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1).float()
 
 
-def box_area(boxes: Tensor) -> Tensor:
-    """Areas (N,) of boxes (N, 4) xyxy; never negative."""
-    return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
-
-
-def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Pairwise IoU (N, M) of boxes a (N, 4) and b (M, 4), xyxy in the same frame; 0 where the union is empty."""
-    low = torch.maximum(a[:, None, :2], b[None, :, :2])
-    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    inter = (high - low).clamp(min=0).prod(dim=2)
-    union = box_area(a)[:, None] + box_area(b)[None] - inter
-    return torch.where(union > 0, inter / union.clamp(min=1e-9), torch.zeros_like(union))
-
-
 def mask_areas(masks: Tensor) -> Tensor:
     """Set pixels, long (N,), of bool masks (N, ...)."""
     if masks.device.type != "cpu":

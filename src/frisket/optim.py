@@ -55,7 +55,7 @@ def adamw(
             {"params": group, "weight_decay": 0.0 if spared else config.weight_decay, "lr": config.lr * rate}
             for (rate, spared), group in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
         ],
-        lr=config.lr, betas=tuple(config.betas), fused=True,
+        lr=config.lr, betas=config.betas, fused=True,
     )  # fmt: skip
     # A fused AdamW offers to unscale fp16 gradients itself, and Lightning then refuses to clip them, in bf16 too, where
     # nothing is scaled. Without the offer they are unscaled before clipping, as for any other optimizer.

@@ -137,13 +137,6 @@ class Prediction:
         """The output with the highest predicted IoU: logits (N, G, G) and its predicted IoU (N,)."""
         return self.pick(self.iou.argmax(dim=1))
 
-    def oracle(self, truth: Tensor) -> Tensor:
-        """The output with the highest real IoU against bool truth (N, G, G): logits (N, G, G)."""
-        masks = self.logits > 0
-        inter = (masks & truth[:, None]).flatten(2).sum(2)
-        union = (masks | truth[:, None]).flatten(2).sum(2).clamp(min=1)
-        return self.pick((inter / union).argmax(dim=1))[0]
-
     def pick(self, winner: Tensor) -> tuple[Tensor, Tensor]:
         """One output for each object, long `winner` (N,): logits (N, G, G) and predicted IoU (N,)."""
         return picked(self.logits, winner), picked(self.iou, winner)

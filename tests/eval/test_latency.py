@@ -59,7 +59,6 @@ def test_macs_of_sam_vit_b_are_the_known_ones() -> None:
     assert found["encoder"] == pytest.approx(486.0, abs=0.05)
     assert found["point"] == pytest.approx(1.811, rel=2e-3)
     assert found["points64"] == pytest.approx(115.9, rel=2e-3)
-    assert found["encoder_run"] > found["encoder"]  # folded relative positions multiply more than they are worth
     assert found["total"] == found["encoder"] + found["box"]
 
 

@@ -37,8 +37,8 @@ def dilated(setting: Setting, dilation: int, baseline: str) -> Case:
     layout = Layout((side, side), segment, dilation)
 
     def wrong(tensors: list[Tensor]) -> float:
-        oracle = dense_reference(*(t.float() for t in tensors), layout)
-        return difference(dilated_attention(*tensors, layout), oracle)
+        oracle = dense_reference(*(t.float() for t in tensors), layout=layout)
+        return difference(dilated_attention(*tensors, layout=layout), oracle)
 
     guards = [at_most("max diff to dense oracle", lambda: wrong(exact), 1e-5)]
     if dtype != torch.float32:  # the rounding of bf16, 2^-8, on values of size 1

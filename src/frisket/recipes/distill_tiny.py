@@ -187,6 +187,7 @@ class Module(Taught):
         heavy = self.heaviness(answer, wanted, truth, valid)
         count = max(1, len(away))  # a batch without masks gives 0 with a graph: other ranks wait for its gradients
         terms["output"] = (heavy * away).sum() / count
+        assert answer.tokens is not None and wanted.tokens is not None  # `decode` gives them
         terms["token"] = distance(answer.tokens, wanted.tokens, config.token.distance).mean(dim=(1, 2)).sum() / count
         return terms, heavy
 
