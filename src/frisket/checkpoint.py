@@ -9,9 +9,11 @@ What `load` reads; each form has a file in `frisket.weights`, every checksum is 
   a file's name    there is no such file here, but in $FRISKET_WEIGHTS
   Meta's .pth      and other bare state dicts: named by their keys and shapes
   model.pt         ours
+  .safetensors     ours, quantized (frisket.quant.packed)
   Lightning .ckpt  of our recipes: the trained Sam of it
   DeepSpeed folder of our recipes; parts that hold more than weights only with `trust`
-  run folder       model.pt when it is newer than the newest training checkpoint, else that checkpoint
+  run folder       model.safetensors if there is one; model.pt when it is newer than the newest training checkpoint,
+                   else that checkpoint
 """
 
 import contextlib
@@ -27,6 +29,7 @@ from frisket.errors import UserError, nearest, warn
 from frisket.files import check_zip
 from frisket.models import zoo
 from frisket.models.sam import Sam
+from frisket.quant import packed
 from frisket.runfiles import RunFiles
 from frisket.weights import bare, deepspeed, lightning, ours
 from frisket.weights.layout import differences, fingerprint, layout, weights_digest
@@ -73,6 +76,10 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", *, trust:
     not a finite number.
     """
     text, path = str(name_or_path), _where(str(name_or_path))
+    if path.is_dir() and RunFiles(path).packed.is_file():
+        path = RunFiles(path).packed
+    if path.suffix == packed.SUFFIX:
+        return packed.load(path).to(device).eval()
     stored = _read(path, trust)
     if text in zoo.names() and stored.name != text:
         raise UserError(f"{path} holds '{stored.name}', not '{text}': put the right file there or load it by its path")

@@ -31,6 +31,7 @@ class RunFiles:
         self.preempt = self.checkpoints / "preempt.ckpt"
         self.gallery = self.path / "gallery"
         self.model = self.path / "model.pt"
+        self.packed = self.path / "model.safetensors"
         self.summary = self.path / "summary.json"
         self.lock = self.path / ".lock"
         self.refused = self.path / ".refused"

@@ -26,11 +26,12 @@ from frisket.data.bsds import folders, regions
 from frisket.data.coco import Category, CocoFile, Objects
 from frisket.data.identity import Identity, of_bsds, of_json, of_shards
 from frisket.data.regions import DEDUPE_IOU, MAX_FRACTION, MIN_AREA, distinct, suitable
-from frisket.data.sa1b import RecordError, check_sizes, decode_jpeg, jpeg_size, parse
+from frisket.data.sa1b import RecordError, check_sizes, decode_jpeg, grid_samples, jpeg_size, parse
 from frisket.data.shards import IndexedShards, expand
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
 from frisket.kernels import rle
+from frisket.sample import Sample
 
 
 @dataclass(eq=False)
@@ -255,3 +256,19 @@ class BsdsPhotographs(Annotated):
 def _classless(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """crowd, categories and ids of objects that are only numbered."""
     return np.zeros(count, bool), np.zeros(count, np.int64), np.arange(count)
+
+
+def sample(photo: Photograph, image_size: int, *, objects: bool = True) -> Sample:
+    """A photograph as the training loader would give it, with every object that is no crowd and has a grid cell."""
+    image, frame = photo.fitted(image_size)
+    rows, cols = grid_samples(frame)
+    chosen = np.flatnonzero(~photo.crowd) if objects else np.zeros(0, np.int64)
+    grids = np.zeros((0, len(rows), len(cols)), np.uint8)
+    if len(chosen):
+        grids = rle.fill_many([photo.rles[n] for n in chosen], rows, cols)
+    kept = grids.any(axis=(1, 2))
+    boxes = torch.from_numpy(photo.boxes[chosen[kept]].astype(np.float32)).reshape(-1, 4)
+    return Sample(
+        key=photo.key, image=image, masks=torch.from_numpy(grids[kept]).bool(), boxes=frame.boxes_to_input(boxes),
+        areas=torch.from_numpy(photo.areas[chosen[kept]].astype(np.float32)), frame=frame,
+    )  # fmt: skip

@@ -19,17 +19,15 @@ import numpy as np
 import torch
 
 from frisket import checkpoint
-from frisket.data.annotated import Photograph, open_annotated
+from frisket.data.annotated import open_annotated, sample
 from frisket.data.identity import Identity
 from frisket.data.module import collate
-from frisket.data.sa1b import grid_samples
 from frisket.errors import UserError
 from frisket.eval.task import BaseTask, Row, TaskConfig
 from frisket.fidelity import MEASURES, PROMPTS, compare
 from frisket.files import write_csv
-from frisket.kernels import rle
 from frisket.models.sam import Sam
-from frisket.sample import Batch, Sample
+from frisket.sample import Batch
 
 CONTROL = "  shuffled"  # the same model, each photograph answered from another one's embedding
 PER_MASK = tuple(name for name in MEASURES if name != "neck_error")
@@ -168,19 +166,3 @@ def _cell(values: dict[str, Any], name: str) -> str:
     error = values.get(name.replace("/miou", "/error")) if name.endswith("/miou") else None
     plain = f"{values[name]:.4f}" if name == "neck_error" else f"{100 * values[name]:.1f}"
     return plain if error is None else f"{plain} ± {100 * error:.1f}"
-
-
-def sample(photo: Photograph, image_size: int, *, objects: bool = True) -> Sample:
-    """A photograph as the training loader would give it, with every object that is no crowd and has a grid cell."""
-    image, frame = photo.fitted(image_size)
-    rows, cols = grid_samples(frame)
-    chosen = np.flatnonzero(~photo.crowd) if objects else np.zeros(0, np.int64)
-    grids = np.zeros((0, len(rows), len(cols)), np.uint8)
-    if len(chosen):
-        grids = rle.fill_many([photo.rles[n] for n in chosen], rows, cols)
-    kept = grids.any(axis=(1, 2))
-    boxes = torch.from_numpy(photo.boxes[chosen[kept]].astype(np.float32)).reshape(-1, 4)
-    return Sample(
-        key=photo.key, image=image, masks=torch.from_numpy(grids[kept]).bool(), boxes=frame.boxes_to_input(boxes),
-        areas=torch.from_numpy(photo.areas[chosen[kept]].astype(np.float32)), frame=frame,
-    )  # fmt: skip

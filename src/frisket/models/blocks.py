@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frisket.kernels.attention import attention
 from frisket.models.encoder import STRIDE
 
 
@@ -30,6 +31,13 @@ class LayerNorm2d(nn.Module):
         # F.layer_norm is on autocast's float32 list, so the statistics stay exact under bf16.
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
+
+
+class Attend(nn.Module):
+    """frisket.kernels.attention's `attention` as a place in a model that can be seen, and replaced, from outside."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        return attention(q, k, v, bias=bias)
 
 
 class MLPBlock(nn.Module):

@@ -11,8 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from frisket.kernels.attention import attention
-from frisket.models.blocks import LayerNorm2d, MLPBlock
+from frisket.models.blocks import Attend, LayerNorm2d, MLPBlock
 
 
 class ProjectedAttention(nn.Module):
@@ -28,6 +27,7 @@ class ProjectedAttention(nn.Module):
         self.q_proj = nn.Linear(width, inner)
         self.k_proj = nn.Linear(width, inner)
         self.v_proj = nn.Linear(width, inner)
+        self.attend = Attend()
         self.out_proj = nn.Linear(inner, width)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -35,7 +35,7 @@ class ProjectedAttention(nn.Module):
             projection(x).unflatten(-1, (self.heads, -1))
             for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        return self.out_proj(attention(q, k, v, bias=seen).flatten(-2))
+        return self.out_proj(self.attend(q, k, v, seen).flatten(-2))
 
 
 class TwoWayBlock(nn.Module):

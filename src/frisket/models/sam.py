@@ -26,6 +26,8 @@ class Sam(nn.Module):
     """
 
     image_encoder: Any  # Python's types cannot say that it is both
+    form = "float"
+    """How its weights are kept; "quantized" ones cannot be trained (frisket.quant)."""
 
     pixel_mean: Tensor
     pixel_std: Tensor

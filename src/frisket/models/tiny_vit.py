@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from frisket.errors import UserError
-from frisket.kernels.attention import attention
-from frisket.models.blocks import neck, window_merge, window_partition
+from frisket.models.blocks import Attend, neck, window_merge, window_partition
 from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
 
@@ -133,6 +132,7 @@ class Attention(nn.Module):
         self.heads, self.window = heads, window
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
+        self.attend = Attend()
         self.proj = nn.Linear(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
 
@@ -141,7 +141,7 @@ class Attention(nn.Module):
         # q, k and v of a head lie side by side: the layout of the files is (head, which, d), not SAM's
         q, k, v = self.qkv(self.norm(x)).reshape(b, h * w, self.heads, 3, c // self.heads).unbind(dim=3)
         bias = self.attention_biases[:, distances(self.window, x.device)]
-        return self.proj(attention(q, k, v, bias=bias[None].to(q.dtype)).reshape(b, h, w, c))
+        return self.proj(self.attend(q, k, v, bias[None].to(q.dtype)).reshape(b, h, w, c))
 
 
 class Mlp(nn.Module):

@@ -156,6 +156,10 @@ class Recipe(L.LightningModule):
             sam = checkpoint.like(self.resume)
         else:
             sam = checkpoint.load(self.config.init_from, trust=self.config.trust)
+        if sam.form != "float":
+            raise UserError(
+                f"init_from={self.config.init_from} is quantized: start from the float model it was made of"
+            )
         if sam.image_size != self.config.data.image_size:  # it would be judged at a side it was not trained at
             raise UserError(
                 f"init_from={self.config.init_from} holds a model of {sam.image_size} px and "

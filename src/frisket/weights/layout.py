@@ -22,13 +22,18 @@ def fingerprint(state: Shapes) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 (hex) of a module's weights, names and shapes: equal exactly when what it computes is."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    """`digest` of a module's weights: equal exactly when what it computes is."""
+    return digest(module.state_dict())
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of names, shapes, types and values."""
+    total = hashlib.sha256()
+    for name, value in sorted(state.items()):
         array = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        total.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        total.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def differences(expected: Shapes, given: Shapes) -> str:

@@ -1,0 +1,192 @@
+"""Post-training quantization of a checkpoint, as a run: calibrate, search each layer's scales, check, write.
+
+    code = quantize_run(QuantRun(checkpoint="runs/distill_tiny", data="data/sa1b/val"))
+
+Each layer's scales are written down as they are found (`.judged-0.jsonl` in `out`): the same command goes on after a
+kill. Then the masks are compared with the float model's own, for each layer alone and for all together; below `gate`
+nothing is written but a sentence that names the layers to keep in float. Files: model.safetensors, quant.json,
+sensitivity.csv. Source: frisket.quant.search; the gate and the table are our choice.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from frisket import checkpoint
+from frisket.data.annotated import open_annotated, sample
+from frisket.data.module import collate
+from frisket.engine.journal import Journal
+from frisket.errors import UserError
+from frisket.files import write_csv, write_json
+from frisket.losses import logits_iou
+from frisket.models.sam import Sam
+from frisket.place import Place
+from frisket.plugins import Extensible
+from frisket.quant import packed
+from frisket.quant.layers import Layer, QuantConfig, fold, quantize
+from frisket.quant.search import SearchConfig, asked, capture, kinds_of, search
+from frisket.runfiles import RunFiles
+from frisket.sample import Batch, Sample, valid_cells
+
+WORST = 5  # layers named when the gate stays shut
+
+
+@dataclass
+class QuantRun(Extensible):
+    """One model, the photographs its scales are found on, and how good the result must be."""
+
+    checkpoint: str = ""
+    """The float model: a run folder, model.pt or zoo name."""
+    trust: bool = False
+    """Run what a DeepSpeed folder holds besides weights; else such a folder is refused."""
+    data: str = ""
+    """Photographs with masks: prepared shards, a COCO or LVIS .json, a BSDS500 folder."""
+    images: str = ""
+    """The folder of a .json's photographs."""
+    split: str = "val"
+    """BSDS500's."""
+    calibration: int = field(default=8, metadata={"least": 1})
+    """Photographs that scales are searched on (the paper's number), spread over the data."""
+    check: int = field(default=64, metadata={"least": 1})
+    """Other photographs that the result is compared with the float model on."""
+    gate: float = field(default=0.98, metadata={"least": 0, "most": 1})
+    """Least mean IoU of its masks with the float model's; 0 writes whatever comes out."""
+    seed: int = field(default=0, metadata={"least": 0})
+    """Of prompts, targets and rows."""
+    out: str = "runs/quant_tiny"
+    """The folder of the result."""
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    """How many bits, and of what."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """How scales are found."""
+    place: Place = field(default_factory=Place)
+    """The machine: accelerator and threads."""
+
+
+def quantize_run(config: QuantRun) -> int:
+    """Do all of it, or go on. Returns 0; raises UserError."""
+    if not config.checkpoint:
+        raise UserError("no model is named: give checkpoint=RUN, the float model to quantize")
+    device = "cuda" if config.place.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    if config.place.threads:
+        torch.set_num_threads(config.place.threads)
+    sam = checkpoint.load(config.checkpoint, device, trust=config.trust).requires_grad_(False)
+    if sam.form != "float":
+        raise UserError(f"checkpoint={config.checkpoint} is quantized already: give the float model it was made of")
+    digest = checkpoint.weights_digest(sam)
+    calibration, others = photographs(config, sam)
+    fold(sam)
+    kinds = kinds_of(sam, calibration[0])
+    layers = quantize(sam, config.quant, kinds)
+    identity = {"weights": digest, "data": [batch.keys for batch in calibration], "seed": config.seed,
+                "quant": asdict(config.quant), "search": asdict(config.search)}  # fmt: skip
+    journal = Journal(Path(config.out), identity)
+    rows = search_all(sam, layers, calibration, config, journal)
+    table = sensitivity(sam, layers, rows, calibration, config.seed)
+    for layer in layers.values():
+        layer.active = True
+    agreement, masks = agree(sam, layers, others or calibration, config.seed)
+    worst = [row["layer"] for row in table[:WORST]]
+    if agreement < config.gate:
+        raise UserError(
+            f"its masks agree with the float model's to {agreement:.3f} only ({masks} masks; gate={config.gate:g}) and "
+            f"nothing is written: keep what costs most in float, quant.skip=[{','.join(worst)}], or take more bits"
+        )
+    made = RunFiles(config.out)
+    provenance = {"checkpoint": config.checkpoint, "weights": digest, "agreement": agreement, "masks": masks}
+    packed.save(sam, made.packed, config=config.quant, kinds=kinds, provenance=provenance)
+    write_csv(made.path / "sensitivity.csv", table)
+    size = {"float_bytes": sum(p.numel() * 4 for p in sam.parameters()), "bytes": made.packed.stat().st_size}
+    write_json(made.path / "quant.json", {**provenance, **size, "layers": table, "settings": asdict(config)})
+    journal.remove()
+    print(f"{'costs most':52} {'mask IoU, it alone quantized':>28}")
+    print("\n".join(f"{row['layer'][:52]:52} {row['agreement']:28.4f}" for row in table[:WORST]))
+    bits = f"W{config.quant.weight_bits}A{config.quant.activation_bits}"
+    small, large = (size[name] / 2**20 for name in ("bytes", "float_bytes"))
+    print(f"{bits}, {len(layers)} layers: mean IoU {agreement:.4f} with the float model over {masks} masks")
+    print(f"{made.packed}: {small:.1f} MiB, float {large:.1f}")
+    return 0
+
+
+def photographs(config: QuantRun, sam: Sam) -> tuple[list[Batch], list[Batch]]:
+    """(those for calibration, others), one to a batch, each with at most `search.prompts` masks. Raises UserError where
+    no photograph has a mask."""
+    data = open_annotated(config.data, config.images or None, config.split)
+    wanted = config.calibration + config.check
+    chosen: list[Batch] = []
+    for number in np.random.default_rng(config.seed).permutation(len(data)):
+        whole = sample(data[int(number)], sam.image_size)
+        if len(whole.masks):
+            chosen.append(collate([_some(whole, config.search.prompts, config.seed + int(number))]).to(sam.device))
+        if len(chosen) == wanted:
+            break
+    if not chosen:
+        raise UserError(f"data={config.data} holds no photograph with a mask to calibrate on: give other data")
+    return chosen[: config.calibration], chosen[config.calibration :]
+
+
+def _some(whole: Sample, count: int, seed: int) -> Sample:
+    """`count` of its objects, drawn at random."""
+    kept = torch.randperm(len(whole.masks), generator=Generator().manual_seed(seed))[:count].sort().values
+    return Sample(whole.key, whole.image, whole.masks[kept], whole.boxes[kept], whole.areas[kept], whole.frame)
+
+
+def search_all(
+    sam: Sam, layers: dict[str, Layer], batches: Sequence[Batch], config: QuantRun, journal: Journal
+) -> dict[str, dict[str, Any]]:
+    """{layer: its error before and after}, its scales set and the layer left float; what the journal knows is taken."""
+    names, known = list(layers), journal.read()
+    rows = {names[number]: dict(row["layer"]) for number, row in known.items() if row is not None}
+    journal.start(known)
+    for name, row in rows.items():
+        layers[name].load_state_dict({**layers[name].state_dict(), **row["scales"]})
+    begun, left = time.monotonic(), [name for name in names if name not in rows]
+    for first in range(0, len(left), config.search.together):
+        group = left[first : first + config.search.together]
+        captured = capture(sam, {name: layers[name] for name in group}, batches, config.search, config.seed)
+        for name in group:
+            layer = layers[name]
+            report = search(layer, captured[name], config.search)
+            layer.active = False
+            scales = {key: value for key, value in layer.state_dict().items() if key not in ("weight", "bias")}
+            rows[name] = {**report, "scales": scales}
+            journal.add(names.index(name), {"layer": rows[name]})
+        done = first + len(group)
+        minutes = (time.monotonic() - begun) / done * (len(left) - done) / 60
+        print(f"{len(names) - len(left) + done} of {len(names)} layers, {minutes:.0f} min left", flush=True)
+    return {name: rows[name] for name in names}
+
+
+def sensitivity(
+    sam: Sam, layers: dict[str, Layer], rows: dict[str, dict[str, Any]], batches: Sequence[Batch], seed: int
+) -> list[dict[str, Any]]:
+    """For each layer {"layer", "agreement" with the float masks when it alone is quantized, "before", "after"}; what
+    costs most first."""
+    table = []
+    for name, layer in layers.items():
+        layer.active = True
+        agreement, _ = agree(sam, {name: layer}, batches, seed)
+        layer.active = False
+        table.append({"layer": name, "agreement": agreement, **{k: rows[name][k] for k in ("before", "after")}})
+    return sorted(table, key=lambda row: row["agreement"])
+
+
+@torch.no_grad()
+def agree(sam: Sam, layers: dict[str, Layer], batches: Sequence[Batch], seed: int) -> tuple[float, int]:
+    """(mean IoU of the masks with `layers` active and with them float, how many masks): the output believed in most."""
+    values: list[Tensor] = []
+    for number, batch in enumerate(batches):
+        masks = []
+        for active in (False, True):
+            for layer in layers.values():
+                layer.active = active
+            masks.append(asked(sam, batch, Generator().manual_seed(seed + number)).best()[0])
+        values.append(logits_iou(masks[1], masks[0] > 0, valid=valid_cells(batch)).cpu())
+    every = torch.cat(values)
+    return float(every.mean()), len(every)

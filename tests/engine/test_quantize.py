@@ -1,0 +1,104 @@
+"""`frisket quant`: a file that evaluates and predicts; going on after a stop; the gate; mistakes in one sentence."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from frisket import checkpoint
+from frisket.cli.main import main
+from frisket.engine import quantize
+from frisket.engine.quantize import QuantRun, photographs
+from frisket.quant.layers import QuantConfig, QuantLinear
+from frisket.quant.search import SearchConfig
+
+FAST = ["search.candidates=6", "search.rounds=1", "search.rows=64", "calibration=2", "check=3", "place.accelerator=cpu"]
+
+
+@pytest.fixture
+def words(tiny_teacher: Path, tiny_shards: Path, tmp_path: Path) -> list[str]:
+    return ["quant", f"checkpoint={tiny_teacher}", f"data={tiny_shards / 'val'}", f"out={tmp_path / 'q'}", *FAST]
+
+
+def test_a_quantized_model_is_written_and_taken_like_any_other(
+    words: list[str], tiny_teacher: Path, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "gate=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "W8A8" in said and "min left" in said and "costs most" in said
+    made = tmp_path / "q"
+    about = json.loads((made / "quant.json").read_text())
+    assert about["bytes"] < 0.5 * about["float_bytes"] and 0.5 < about["agreement"] <= 1
+    table = list(csv.DictReader((made / "sensitivity.csv").open()))
+    assert [float(row["agreement"]) for row in table] == sorted(float(row["agreement"]) for row in table)
+    assert all(float(row["after"]) <= float(row["before"]) for row in table)
+    assert sorted(path.name for path in made.iterdir()) == ["model.safetensors", "quant.json", "sensitivity.csv"]
+    code = main(
+        ["eval", "eval_fidelity", f"data={tiny_shards / 'val'}", f"teacher={tiny_teacher}", f"checkpoint=[{made}]",
+         f"out={tmp_path / 'eval'}", "place.workers=0", "place.accelerator=cpu"]
+    )  # fmt: skip
+    assert code == 0
+    numbers = next(iter(json.loads((tmp_path / "eval" / "eval.json").read_text())["models"].values()))
+    assert numbers["agreement/box"] > 0.5
+    capsys.readouterr()
+    assert main(["quant", f"checkpoint={made}", f"data={tiny_shards / 'val'}"]) == 2
+    assert "is quantized already" in capsys.readouterr().err
+    train = ["train", "recipe=finetune_decoder", f"init_from={made}", f"out={tmp_path}", "data.image_size=64",
+             f"data.train={tiny_shards / 'train'}", "place.accelerator=cpu", "log.wandb=off"]  # fmt: skip
+    assert main(train) == 2
+    assert "is quantized: start from the float model" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_alike(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "gate=0", f"out={tmp_path / 'straight'}"]) == 0
+    searched, whole = [], quantize.search
+
+    def dies(layer: QuantLinear, *rest: object) -> dict[str, float]:
+        searched.append(layer)
+        if len(searched) == 11:
+            raise KeyboardInterrupt
+        return whole(layer, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(quantize, "search", dies)
+    assert main([*words, "gate=0"]) == 130
+    assert not (tmp_path / "q" / "model.safetensors").exists()
+    assert main([*words, "gate=0"]) == 0
+    total = len(json.loads((tmp_path / "q" / "quant.json").read_text())["layers"])
+    assert len(searched) == total + 1  # the ten before the stop were not searched again
+    first, second = (checkpoint.load(tmp_path / name).state_dict() for name in ("straight", "q"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_below_the_gate_nothing_is_written(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "quant.weight_bits=2", "quant.activation_bits=2", "quant.conv_bits=2"]) == 2
+    said = capsys.readouterr().err
+    assert "nothing is written: keep what costs most in float, quant.skip=[" in said
+    assert not (tmp_path / "q" / "model.safetensors").exists()
+
+
+def test_mistakes_are_one_sentence(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, says in (
+        (["calibration=0"], "calibration=0 must be 1 or more"),
+        (["quant.weight_bits=1"], "quant.weight_bits=1 must be 2 or more"),
+        (["quant.parts=[decoder]"], "a Sam has no 'decoder'"),
+        (["checkpoint="], "no model is named"),
+        (["data=nowhere"], "nowhere"),
+        (["search.candidate=3"], "did you mean 'candidates'"),
+    ):
+        assert main([*words, *more]) == 2, more
+        assert says in capsys.readouterr().err
+
+
+def test_calibration_and_check_share_no_photograph(tiny_shards: Path, tiny_teacher: Path) -> None:
+    config = QuantRun(data=str(tiny_shards / "val"), calibration=2, check=3, search=SearchConfig(prompts=3))
+    first, second = photographs(config, checkpoint.load(tiny_teacher))
+    keys = [batch.keys[0] for batch in (*first, *second)]
+    assert (len(first), len(second)) == (2, 3) and len(set(keys)) == 5
+    assert all(0 < len(batch.masks) <= 3 for batch in (*first, *second))
+    assert QuantConfig() == config.quant
