@@ -87,7 +87,7 @@ def test_mistakes_are_one_sentence(words: list[str], tmp_path: Path, capsys: pyt
         (["calibration=0"], "calibration=0 must be 1 or more"),
         (["quant.weight_bits=1"], "quant.weight_bits=1 must be 2 or more"),
         (["quant.parts=[decoder]"], "a Sam has no 'decoder'"),
-        (["checkpoint="], "no model is named"),
+        (["checkpoint="], "checkpoint is empty"),
         (["data=nowhere"], "nowhere"),
         (["search.candidate=3"], "did you mean 'candidates'"),
     ):
