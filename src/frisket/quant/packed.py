@@ -61,8 +61,8 @@ def load(path: Path | str) -> Sam:
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): it is cut short or damaged, make it again") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else None
-        raise UserError(f"{path} is no quantized model of this frisket (format {found}, not {FORMAT}): make it again")
+        given = about.get("format") if isinstance(about, dict) else None
+        raise UserError(f"{path} is no quantized model of this frisket (format {given}, not {FORMAT}): make it again")
     if digest(state) != about.get("digest"):
         raise UserError(f"{path} is damaged: its numbers are not those that were written, make it again")
     name, changes = model(about, path)
