@@ -17,7 +17,7 @@ import lightning as L
 import torch
 
 from frisket.engine import signals
-from frisket.engine.save import StepEnd, save
+from frisket.engine.save import StepEnd, keep
 from frisket.errors import UserError
 from frisket.runfiles import RunFiles
 
@@ -73,7 +73,7 @@ class Preempt(StepEnd):
         raise Stopped
 
     def _save(self, trainer: L.Trainer) -> None:
-        save(trainer, self.run, self.run.preempt)
+        keep(trainer, self.run, self.run.preempt)
         self.left = trainer.global_step
 
     def _agreed(self, trainer: L.Trainer) -> bool:

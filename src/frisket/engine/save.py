@@ -33,7 +33,7 @@ class AtomicIO(TorchCheckpointIO):
             torch.save(checkpoint, tmp)
 
 
-def save(trainer: L.Trainer, run: RunFiles, path: Path) -> None:
+def keep(trainer: L.Trainer, run: RunFiles, path: Path) -> None:
     """Save the whole training state to `path`, run.last or run.preempt; every rank must call it at the same step.
 
     It is written beside; then the newest so far becomes run.previous, and what was written takes its name. A kill at
@@ -128,7 +128,7 @@ class KeepLast(StepEnd):
         step = trainer.global_step
         if self.stepped(trainer) and (step % self.every == 0 or step >= trainer.max_steps):
             self.write_row(trainer)
-            save(trainer, self.run, self.run.last)
+            keep(trainer, self.run, self.run.last)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember when: a run is not finished before a validation of its last step."""
