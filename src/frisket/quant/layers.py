@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -146,7 +146,7 @@ class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
             weight,
             self.bias,
             self.stride,
-            self.padding,
+            cast(Any, self.padding),  # torch's types: a transposed convolution's may be a word
             self.output_padding,
             self.groups,
             self.dilation,  # type: ignore[arg-type]
@@ -235,7 +235,7 @@ def quantize(sam: Sam, config: QuantConfig, kinds: Mapping[str, Kind]) -> dict[s
         wanted = name in kinds and name.split(".")[0] in config.parts and (config.attention or swap is not QuantAttend)
         if swap is None or not wanted or any(fnmatch(name, pattern) for pattern in config.skip):
             continue
-        module.__class__ = swap
+        cast(Any, module).__class__ = swap
         if isinstance(module, QuantAttend):
             module.begin(config.activation_bits, config.two_ranges)
         elif isinstance(module, QuantLinear):
