@@ -26,7 +26,7 @@ TRAIN_DATA := inputs=$(DATA) samples_per_shard=25 min_area=9216
 VAL_DATA := inputs=$(DATA) samples_per_shard=25 min_area=9216
 endif
 FRISKET := $(BIN)/frisket
-HERE := configs/on/cpu.yaml out=$(DEMO) data.train=$(DEMO)/data/train data.val=$(DEMO)/data/val
+HERE := configs/on/cpu.yaml out=$(DEMO) data.train=$(DEMO)/data/train data.val=null
 
 .PHONY: help setup demo test test-gpu bench check clean $(RUNS) evaluate study
 
@@ -43,10 +43,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## two cores, 8 minutes: data, teacher, student, aligned decoder, controls, table. LONG=1, DATA=<BSDS500 folder>
 	$(FRISKET) prep configs/prep_$(SOURCE).yaml $(TRAIN_DATA) split=train out=$(DEMO)/data/train
 	$(FRISKET) prep configs/prep_$(SOURCE).yaml $(VAL_DATA) split=val out=$(DEMO)/data/val
-	$(FRISKET) train configs/train_sam.yaml configs/demo/train_sam.yaml $(HERE) $(call STEPS,6500)
+	$(FRISKET) train configs/train_sam.yaml configs/demo/train_sam.yaml $(HERE) data.val=$(DEMO)/data/val $(call STEPS,6500)
 	$(FRISKET) train configs/distill_lightening.yaml configs/demo/distill_lightening.yaml $(HERE) \
 	  teacher=$(DEMO)/train_sam $(call STEPS,2000)
-	$(FRISKET) train configs/distill_lightening.yaml configs/demo/distill_lightening.yaml $(HERE) data.val=null \
+	$(FRISKET) train configs/distill_lightening.yaml configs/demo/distill_lightening.yaml $(HERE) \
 	  teacher=$(DEMO)/train_sam name=untrained optim.lr=0 trainer.max_steps=1
 	$(FRISKET) train configs/finetune_decoder.yaml configs/demo/finetune_decoder.yaml $(HERE) \
 	  init_from=$(DEMO)/distill_lightening $(call STEPS,400)
