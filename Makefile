@@ -49,7 +49,7 @@ demo: $(READY)  ## two cores, 8 minutes: data, teacher, student, aligned decoder
 	$(FRISKET) train configs/distill_lightening.yaml configs/demo/distill_lightening.yaml $(HERE) \
 	  teacher=$(DEMO)/train_sam name=untrained optim.lr=0 trainer.max_steps=1
 	$(FRISKET) train configs/finetune_decoder.yaml configs/demo/finetune_decoder.yaml $(HERE) \
-	  init_from=$(DEMO)/distill_lightening $(call STEPS,400)
+	  teacher=$(DEMO)/train_sam init_from=$(DEMO)/distill_lightening $(call STEPS,400)
 	$(FRISKET) eval configs/eval_demo.yaml data=$(DEMO)/data/val out=$(DEMO)/eval tasks.fidelity.teacher=$(DEMO)/train_sam \
 	  'checkpoint=[teacher:$(DEMO)/train_sam,untrained:$(DEMO)/untrained,student:$(DEMO)/distill_lightening,student+decoder:$(DEMO)/finetune_decoder]'
 
