@@ -79,7 +79,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", *, trust:
     if path.is_dir() and RunFiles(path).packed.is_file():
         path = RunFiles(path).packed
     if path.suffix == packed.SUFFIX:
-        return packed.load(path).to(device).eval()
+        return packed.read(path).to(device).eval()
     stored = _read(path, trust)
     if text in zoo.names() and stored.name != text:
         raise UserError(f"{path} holds '{stored.name}', not '{text}': put the right file there or load it by its path")

@@ -26,7 +26,7 @@ def saved(tiny: Sam, batches: list[Batch], tmp_path: Path) -> tuple[Path, Sam]:
     kinds = kinds_of(tiny, batches[0])
     for layer in quantize(tiny, config, kinds).values():
         layer.active = True
-    packed.save(tiny, tmp_path / "model.safetensors", config=config, kinds=kinds, provenance={"from": "a test"})
+    packed.write(tiny, tmp_path / "model.safetensors", config=config, kinds=kinds, provenance={"from": "a test"})
     return tmp_path / "model.safetensors", tiny
 
 
@@ -72,3 +72,12 @@ def test_other_files_are_refused(saved: tuple[Path, Sam], tmp_path: Path) -> Non
     save_file(state, tmp_path / "other.safetensors", metadata={"frisket": other})
     with pytest.raises(UserError, match="is not the 'tiny_sam' that its record says"):
         checkpoint.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("changed", [{"quant": {"bits": 3}}, {"quant": None}, {"kinds": 7}, {"name": "nobody"}])
+def test_a_record_that_does_not_fit_is_one_sentence(saved: tuple[Path, Sam], changed: dict, tmp_path: Path) -> None:
+    with safetensors.safe_open(saved[0], "pt") as file:
+        about = json.loads(file.metadata()["frisket"])
+    save_file(load_file(saved[0]), tmp_path / "odd.safetensors", metadata={"frisket": json.dumps(about | changed)})
+    with pytest.raises(UserError, match=r"odd\.safetensors"):
+        checkpoint.load(tmp_path / "odd.safetensors")

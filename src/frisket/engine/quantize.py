@@ -100,7 +100,7 @@ def quantize_run(config: QuantRun) -> int:
         )
     made = RunFiles(config.out)
     provenance = {"checkpoint": config.checkpoint, "weights": digest, "agreement": agreement, "masks": masks}
-    packed.save(sam, made.packed, config=config.quant, kinds=kinds, provenance=provenance)
+    packed.write(sam, made.packed, config=config.quant, kinds=kinds, provenance=provenance)
     write_csv(made.path / "sensitivity.csv", table)
     size = {"float_bytes": sum(p.numel() * 4 for p in sam.parameters()), "bytes": made.packed.stat().st_size}
     write_json(made.path / "quant.json", {**provenance, **size, "layers": table, "settings": asdict(config)})

@@ -1,6 +1,6 @@
 """A quantized Sam as one file: whole numbers, their scales, and what stayed float. No code is in it, or ever run.
 
-Use     save(sam, "model.safetensors", config=config, kinds=kinds, provenance={…}); sam = load("model.safetensors")
+Use     write(sam, "model.safetensors", config=config, kinds=kinds, provenance={…}); sam = read("model.safetensors")
 Form    safetensors. `<layer>.weight` of a quantized layer is int8 levels (at any number of bits), its scales and its
         operands' are float32, everything else as it was, BatchNorm folded. The header's "frisket" is JSON: the model's
         record, the settings of quantization, and a digest of all tensors, which is compared at every load.
@@ -17,7 +17,6 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from frisket import config as settings
 from frisket.errors import UserError
 from frisket.files import atomic
 from frisket.models import zoo
@@ -31,7 +30,7 @@ SUFFIX = ".safetensors"
 FORMAT = 1
 
 
-def save(
+def write(
     sam: Sam, path: Path | str, *, config: QuantConfig, kinds: Mapping[str, Kind], provenance: Mapping[str, Any]
 ) -> None:
     """Write a Sam whose layers `quantize` changed and `search` gave scales, atomically. provenance: plain data.
@@ -50,7 +49,7 @@ def save(
         save_file(state, tmp, metadata={"frisket": json.dumps(about)})
 
 
-def load(path: Path | str) -> Sam:
+def read(path: Path | str) -> Sam:
     """The Sam of a file, its layers quantized and active. Raises UserError for a file that is none, is damaged, is of a
     later format, or does not hold what its record says."""
     path = Path(path)
@@ -66,11 +65,14 @@ def load(path: Path | str) -> Sam:
     if digest(state) != about.get("digest"):
         raise UserError(f"{path} is damaged: its numbers are not those that were written, make it again")
     name, changes = model(about, path)
-    config = settings.from_dict(QuantConfig, about["quant"], f"{path}: quant")
+    try:
+        config, kinds = QuantConfig(**about["quant"]), dict(about["kinds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not tell how it was quantized ({error}): make it again") from error
     with torch.random.fork_rng(devices=[]):
         sam = zoo.build(name, **changes)
     fold(sam, values=False)
-    layers = quantize(sam, config, about["kinds"])
+    layers = quantize(sam, config, kinds)
     if wrong := differences(sam.state_dict(), state):
         raise UserError(f"{path} is not the '{name}' that its record says ({wrong}): make it again")
     for key in _layers(sam):
