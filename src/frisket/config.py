@@ -231,7 +231,7 @@ def _merge(schema: type, merged: Any, part: DictConfig, source: str) -> Any:
         raise UserError(f"{source}: {_unknown(schema, error)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_empty(part, error) or _line(error) + _key(error)}") from error
-    except UserError as error:
+    except (UserError, OverflowError) as error:  # a whole number too large to be a float
         raise UserError(f"{source}: {error}") from error
 
 

@@ -8,7 +8,7 @@
                 samples.jsonl   sample ids per step, where asked for (samples-rankR.jsonl for the other ranks)
                 checkpoints/    last.ckpt, previous.ckpt, and preempt.ckpt after a preemption
                 gallery/        pictures of masks, one per gallery step
-                model.pt        the trained weights
+                model.pt        the trained weights; model.safetensors: of `frisket quant`, in a folder of its own
                 summary.json    last step and last metrics: present when the run is finished; written last
 
 Our choice. `frisket.engine.rundir` writes them, `frisket.checkpoint` and `frisket.report` read them.

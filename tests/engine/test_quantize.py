@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from frisket import checkpoint
+from frisket import config as settings
 from frisket.cli.main import main
 from frisket.engine import quantize
 from frisket.engine.quantize import QuantRun, photographs
@@ -78,14 +79,22 @@ def test_below_the_gate_nothing_is_written(
 ) -> None:
     assert main([*words, "quant.weight_bits=2", "quant.activation_bits=2", "quant.conv_bits=2"]) == 2
     said = capsys.readouterr().err
-    assert "nothing is written: keep what costs most in float, quant.skip=[" in said
+    assert "nothing is written: keep what costs most in float" in said
+    skip = said.split('"')[1]  # as it stands it can be typed, and keeps what was float before
+    assert skip.startswith("quant.skip=['*.patch_embed.*','*.iou_prediction_head.*'")
+    kept = settings.load(QuantRun, [], [skip]).quant.skip
+    assert len(kept) == len(QuantConfig().skip) + 5
     assert not (tmp_path / "q" / "model.safetensors").exists()
 
 
 def test_mistakes_are_one_sentence(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.pt").write_bytes(b"")
     for more, says in (
         (["calibration=0"], "calibration=0 must be 1 or more"),
         (["quant.weight_bits=1"], "quant.weight_bits=1 must be 2 or more"),
+        ([f"out={run}"], "holds a training run"),
         (["quant.parts=[decoder]"], "a Sam has no 'decoder'"),
         (["checkpoint="], "checkpoint is empty"),
         (["data=nowhere"], "nowhere"),

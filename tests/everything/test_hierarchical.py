@@ -87,6 +87,11 @@ def test_a_lattice_of_pixels_is_that_of_the_enlarged_masks() -> None:
         rows, columns = torch.tensor([0, 7, size[0] - 1]), torch.tensor([3, size[1] - 1])
         full = upscale_logits(low, frame)
         torch.testing.assert_close(lattice(low, frame, rows, columns), full[:, rows][:, :, columns], atol=1e-5, rtol=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(lattice(low, frame, rows, columns), lattice(low.float(), frame, rows, columns))
+            torch.testing.assert_close(
+                lattice(low, frame, rows, columns), full[:, rows][:, :, columns], atol=1e-5, rtol=0
+            )
         assert lattice(low[:0], frame, rows, columns).shape == (0, 3, 2)
 
 

@@ -24,6 +24,7 @@ def test_folding_changes_no_answer(tiny: Sam, batches: list[Batch]) -> None:
     before = asked(tiny, batches[0], Generator().manual_seed(0))
     fold(tiny)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in tiny.modules())
+    assert not any(p.requires_grad for p in tiny.parameters())  # a frozen model stays frozen
     after = asked(tiny, batches[0], Generator().manual_seed(0))
     torch.testing.assert_close(after.logits, before.logits, atol=1e-4, rtol=1e-4)
 

@@ -267,8 +267,11 @@ def test_batchnorm_may_stay_frozen(recipe, fit: Fit) -> None:
         assert any("bn.weight" in name for name in moved)
 
 
-def test_a_photograph_without_masks_teaches_the_embedding_alone(recipe, batch_of: Callable[..., Batch]) -> None:
-    module = recipe()
+@pytest.mark.parametrize("weighting", ["hard", "hard_normalized", "none"])
+def test_a_photograph_without_masks_teaches_the_embedding_alone(
+    recipe, batch_of: Callable[..., Batch], weighting: str
+) -> None:
+    module = recipe(weighting=weighting)
     module.training_step(batch_of([torch.zeros(0, 16, 16, dtype=torch.bool)] * 2), 0).backward()
     assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
     assert all(bool(p.grad.isfinite().all()) for p in module.parameters() if p.grad is not None)

@@ -22,11 +22,11 @@ from frisket import checkpoint
 from frisket.data.annotated import open_annotated, sample
 from frisket.data.module import collate
 from frisket.engine.journal import Journal
-from frisket.errors import UserError
-from frisket.files import write_csv, write_json
+from frisket.errors import UserError, warn
+from frisket.files import remove, write_csv, write_json
 from frisket.losses import logits_iou
 from frisket.models.sam import Sam
-from frisket.place import Place
+from frisket.place import Place, device
 from frisket.plugins import Extensible
 from frisket.quant import packed
 from frisket.quant.layers import Layer, QuantConfig, fold, quantize
@@ -73,33 +73,38 @@ def quantize_run(config: QuantRun) -> int:
     """Do all of it, or go on. Returns 0; raises UserError."""
     if not config.checkpoint:
         raise UserError("no model is named: give checkpoint=RUN, the float model to quantize")
-    device = "cuda" if config.place.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    made = RunFiles(config.out)
+    if made.model.exists() or checkpoint.trained(made.path):
+        raise UserError(f"out={config.out} holds a training run, which the result would hide: give another folder")
     if config.place.threads:
         torch.set_num_threads(config.place.threads)
-    sam = checkpoint.load(config.checkpoint, device, trust=config.trust).requires_grad_(False)
+    sam = checkpoint.load(config.checkpoint, device(config.place), trust=config.trust).requires_grad_(False)
     if sam.form != "float":
         raise UserError(f"checkpoint={config.checkpoint} is quantized already: give the float model it was made of")
     digest = checkpoint.weights_digest(sam)
     calibration, others = photographs(config, sam)
+    if not others:
+        warn(f"data={config.data} has no photograph beyond those of calibration: the result is checked on these")
     fold(sam)
     kinds = kinds_of(sam, calibration[0])
     layers = quantize(sam, config.quant, kinds)
     identity = {"weights": digest, "data": [batch.keys for batch in calibration], "seed": config.seed,
                 "quant": asdict(config.quant), "search": asdict(config.search)}  # fmt: skip
     journal = Journal(Path(config.out), identity)
+    remove(made.packed)  # whatever comes of this run, an older result is none of it
     rows = search_all(sam, layers, calibration, config, journal)
     table = sensitivity(sam, layers, rows, calibration, config.seed)
     for layer in layers.values():
         layer.active = True
     agreement, masks = agree(sam, layers, others or calibration, config.seed)
-    worst = [row["layer"] for row in table[:WORST]]
+    skip = ",".join(f"'{name}'" for name in (*config.quant.skip, *(row["layer"] for row in table[:WORST])))
     if agreement < config.gate:
         raise UserError(
             f"its masks agree with the float model's to {agreement:.3f} only ({masks} masks; gate={config.gate:g}) and "
-            f"nothing is written: keep what costs most in float, quant.skip=[{','.join(worst)}], or take more bits"
+            f'nothing is written: keep what costs most in float, "quant.skip=[{skip}]", or take more bits'
         )
-    made = RunFiles(config.out)
-    provenance = {"checkpoint": config.checkpoint, "weights": digest, "agreement": agreement, "masks": masks}
+    provenance = {"checkpoint": config.checkpoint, "weights": digest, "agreement": agreement, "masks": masks,
+                  "checked_on": "other photographs" if others else "those of calibration"}  # fmt: skip
     packed.write(sam, made.packed, config=config.quant, kinds=kinds, provenance=provenance)
     write_csv(made.path / "sensitivity.csv", table)
     size = {"float_bytes": sum(p.numel() * 4 for p in sam.parameters()), "bytes": made.packed.stat().st_size}

@@ -28,9 +28,9 @@ class Config(Filters):
 
     strategy: str = "hierarchical"
     """How masks are asked for: a file of frisket.everything, or a plug-in."""
-    sparse_points_per_side: int = field(default=8, metadata={"least": 1})
+    sparse_points_per_side: int = field(default=8, metadata={"least": 1, "most": 1024})
     """Of the first round's grid."""
-    points_per_side: int = field(default=32, metadata={"least": 1})
+    points_per_side: int = field(default=32, metadata={"least": 1, "most": 1024})
     """Of the second round's."""
     high_score_thresh: float = 8.5
     """A point is covered where a mask of the first round has a logit above it, and is not asked again."""
@@ -73,7 +73,7 @@ class Strategy(BaseStrategy):
         step = config.points_per_side // config.sparse_points_per_side
         sparse = (torch.arange(config.sparse_points_per_side) + 0.5) / config.sparse_points_per_side * length
         around = torch.arange(step) - (step - 1) // 2
-        lines = (sparse[:, None] + around * (length // config.points_per_side)).flatten()
+        lines = (sparse[:, None] + around * max(1, length // config.points_per_side)).flatten()
         return lines[lines < length]  # the last may fall on the border
 
     def remaining(self, rows: Tensor, columns: Tensor, covered: Tensor) -> Tensor:

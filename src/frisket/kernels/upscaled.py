@@ -166,7 +166,8 @@ def lattice(low: Tensor, frame: Frame, rows: Tensor, columns: Tensor) -> Tensor:
     """Masks (N, G, G) at the crossings of long `rows` (R,) and `columns` (C,) of the photograph: (N, R, C), what
     `upscale_logits` has there, to rounding."""
     down, across = (enlargement(frame, dim, low.device)[at] for dim, at in ((0, rows), (1, columns)))
-    return down @ low.float() @ across.T
+    with torch.autocast(low.device.type, enabled=False):  # its products would be rounded to half precision
+        return down @ low.float() @ across.T
 
 
 @lru_cache(maxsize=16)

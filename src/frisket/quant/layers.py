@@ -74,10 +74,12 @@ class Input(nn.Module):
             self.scale = widest(x.clamp(min=0) if self.kind == "gelu" else x, self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
+        """In float32, whatever comes in: half precision would round to other levels."""
+        wide = x.float()
         if self.kind == "affine":
-            return affine(x, self.scale, self.zero, self.bits)
+            return affine(wide, self.scale, self.zero, self.bits).to(x.dtype)
         quantizer = {"symmetric": symmetric, "gelu": after_gelu, "softmax": after_softmax}[self.kind]
-        return quantizer(x, self.scale, self.bits)
+        return quantizer(wide, self.scale, self.bits).to(x.dtype)
 
 
 class Quantized(nn.Module):
@@ -215,8 +217,9 @@ def fold(module: nn.Module, *, values: bool = True) -> None:
             assert norm.running_var is not None and norm.running_mean is not None
             gain = norm.weight / (norm.running_var + norm.eps).sqrt()
             bias = conv.bias if conv.bias is not None else torch.zeros_like(norm.bias)
-            conv.weight = nn.Parameter((conv.weight * gain[:, None, None, None]).detach())
-            conv.bias = nn.Parameter((norm.bias + (bias - norm.running_mean) * gain).detach())
+            trained = conv.weight.requires_grad
+            conv.weight = nn.Parameter((conv.weight * gain[:, None, None, None]).detach(), trained)
+            conv.bias = nn.Parameter((norm.bias + (bias - norm.running_mean) * gain).detach(), trained)
             setattr(part, name, nn.Identity())
 
 

@@ -3,10 +3,11 @@
 Use     write(sam, "model.safetensors", config=config, kinds=kinds, provenance={…}); sam = read("model.safetensors")
 Form    safetensors. `<layer>.weight` of a quantized layer is int8 levels (at any number of bits), its scales and its
         operands' are float32, everything else as it was, BatchNorm folded. The header's "frisket" is JSON: the model's
-        record, the settings of quantization, and a digest of all tensors, which is compared at every load.
+        record, the settings of quantization, and a digest of these and of all tensors, compared at every load.
 Source  our choice. A pickled module, as the published quantized TinySAM is, would run code.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from frisket.errors import UserError
 from frisket.files import atomic
@@ -42,9 +44,10 @@ def write(
         whole = (layer.weight.detach() / layer.weight_scale).round().clamp(*levels(layer.bits))
         state[f"{name}.weight"] = whole.to(torch.int8).cpu().contiguous()
     about = {
-        "format": FORMAT, **zoo.record(sam), "quant": asdict(config), "kinds": dict(kinds), "digest": digest(state),
+        "format": FORMAT, **zoo.record(sam), "quant": asdict(config), "kinds": dict(kinds),
         "provenance": dict(provenance),
     }  # fmt: skip
+    about = json.loads(json.dumps(about)) | {"digest": _digest(about, state)}
     with atomic(path) as tmp:
         save_file(state, tmp, metadata={"frisket": json.dumps(about)})
 
@@ -62,7 +65,7 @@ def read(path: Path | str) -> Sam:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         given = about.get("format") if isinstance(about, dict) else None
         raise UserError(f"{path} is no quantized model of this frisket (format {given}, not {FORMAT}): make it again")
-    if digest(state) != about.get("digest"):
+    if _digest({key: value for key, value in about.items() if key != "digest"}, state) != about.get("digest"):
         raise UserError(f"{path} is damaged: its numbers are not those that were written, make it again")
     name, changes = model(about, path)
     try:
@@ -75,6 +78,9 @@ def read(path: Path | str) -> Sam:
     layers = quantize(sam, config, kinds)
     if wrong := differences(sam.state_dict(), state):
         raise UserError(f"{path} is not the '{name}' that its record says ({wrong}): make it again")
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{path} holds NaN or infinity in {key}: quantize a model that is finite")
     for key in _layers(sam):
         state[f"{key}.weight"] = state[f"{key}.weight"].float() * state[f"{key}.weight_scale"]
     sam.load_state_dict(state, strict=True)
@@ -82,6 +88,12 @@ def read(path: Path | str) -> Sam:
         layer.active = True
     sam.form = "quantized"
     return sam
+
+
+def _digest(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Of the record, which decides what the numbers mean, and of all tensors."""
+    record = json.dumps(about, sort_keys=True).encode()
+    return hashlib.sha256(record + digest(state).encode()).hexdigest()
 
 
 def _layers(sam: Sam) -> dict[str, Quantized]:

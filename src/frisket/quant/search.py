@@ -26,7 +26,7 @@ from frisket.models.blocks import Attend
 from frisket.models.sam import Sam
 from frisket.prompts import box_corners, random_points
 from frisket.quant.layers import SWAPS, Kind, Layer, QuantAttend, QuantLinear
-from frisket.sample import FOREGROUND, IGNORED, Batch, Prediction, Prompts
+from frisket.sample import FOREGROUND, IGNORED, Batch, Prediction, Prompts, valid_cells
 
 SPLITS = 20  # of softmax: 2^-0 to 2^-19
 EDGE = 1e-3  # a predicted IoU, as a chance, stays so far from 0 and 1
@@ -72,15 +72,16 @@ def asked(sam: Sam, batch: Batch, generator: Generator) -> Prediction:
     return sam.decode(embeddings, batch.image_index, questions(batch, generator), multimask=True)
 
 
-def surprise(prediction: Prediction, generator: Generator) -> Tensor:
+def surprise(prediction: Prediction, generator: Generator, valid: Tensor | None = None) -> Tensor:
     """-log p(target), summed, with targets drawn from the prediction: a coin for each pixel and each IoU. The mean
-    square of its gradients is the Fisher information's diagonal."""
+    square of its gradients is the Fisher information's diagonal. valid: bool (N, G, G), the pixels that count."""
 
     def drawn(chance: Tensor) -> Tensor:
         return (torch.rand(chance.shape, generator=generator).to(chance.device) < chance).to(chance.dtype)
 
     logits, iou = prediction.logits, prediction.iou.clamp(EDGE, 1 - EDGE)
-    masks = F.binary_cross_entropy_with_logits(logits, drawn(logits.detach().sigmoid()), reduction="sum")
+    masks = F.binary_cross_entropy_with_logits(logits, drawn(logits.detach().sigmoid()), reduction="none")
+    masks = (masks if valid is None else masks * valid[:, None]).sum()
     return masks + F.binary_cross_entropy(iou, drawn(iou.detach()), reduction="sum")
 
 
@@ -130,7 +131,7 @@ def capture(
         handles = [layer.register_forward_hook(partial(_hold, held, name)) for name, layer in layers.items()]
         try:
             prompts, targets = (Generator().manual_seed(seed + number) for _ in range(2))
-            surprise(asked(sam, batch, prompts), targets).backward()
+            surprise(asked(sam, batch, prompts), targets, valid_cells(batch)).backward()
         finally:
             for handle in handles:
                 handle.remove()

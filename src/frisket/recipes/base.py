@@ -188,13 +188,14 @@ class Recipe(L.LightningModule):
     def report(self, split: str, values: dict[str, Any], *, batch_size: int = 1) -> None:
         """Log {what/measure: value} as split/what/measure, the only door to the loggers.
 
-        Of a training step the loggers see the mean over the batches accumulated into it.
+        Of a training step the loggers see the mean over the batches accumulated into it that report the measure.
         """
         if split == "train":
             step, parts = self._parts if self._parts[0] == self.global_step else (self.global_step, [])
             parts.append({name: torch.as_tensor(value).detach() for name, value in values.items()})
             self._parts = step, parts
-            values = {name: torch.stack([part[name] for part in parts]).mean() for name in values}
+            names = dict.fromkeys(name for part in parts for name in part)
+            values = {name: torch.stack([part[name] for part in parts if name in part]).mean() for name in names}
         self.log_dict(
             {f"{split}/{name}": value for name, value in values.items()},
             batch_size=batch_size,

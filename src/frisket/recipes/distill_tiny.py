@@ -9,7 +9,7 @@ over the image embedding, the transformer's own tokens and the three mask logits
 where the student errs (recipes/hard_prompts.py). The paper gives no weights; ours are 1 with means in place of sums,
 each a switch. Ours, too: padding does not count, the decoder learns at a tenth of the rate, boxes besides clicks.
 Ablations: every weight 0 or not (Tables 3 and 4), `hard.rounds=0`, `distill.weighting=none`, `distill.target=teacher`
-(no ground truth: prompts and masks from the teacher's answers, EdgeSAM's way, arXiv 2312.06660).
+(EdgeSAM's way, arXiv 2312.06660: the data only tell where the first click or the box is, masks are the teacher's).
 
 Teacher embeddings are live or stored (`data.embeddings`: the teacher's encoder then runs in validation only).
 """
@@ -70,7 +70,8 @@ class DistillConfig:
     decoder_rate: float = field(default=0.1, metadata={"least": 0})
     """The mask decoder's share of the learning rate; 0 freezes it."""
     batchnorm: Literal["train", "frozen"] = "train"
-    """frozen: stored statistics; for a start from trained weights with fewer than four images a device."""
+    """train: statistics of each device's own images, so that few of them train another network; frozen: the stored
+    ones, for a start from trained weights with fewer than four images a device."""
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Config(TaughtConfig):
     """TinySAM's training."""
 
     student: ModelSpec = field(default_factory=lambda: ModelSpec("tiny_sam"))
-    """What to teach; its prompt encoder and decoder begin as the teacher's."""
+    """What to teach, where `init_from` does not; its prompt encoder and decoder begin as the teacher's."""
     hard: HardConfig = field(default_factory=HardConfig)
     """Which prompts."""
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -86,7 +87,7 @@ class Config(TaughtConfig):
 
 
 class Module(Taught):
-    """The student's image encoder and, slowly, its mask decoder are trained; its prompt encoder is the teacher's."""
+    """The student's image encoder and, slowly, its mask decoder are trained; its prompt encoder stays as it is."""
 
     config: Config
 
@@ -139,7 +140,8 @@ class Module(Taught):
                 partial(self.ask, mine, taught, batch, prompts), len(batch.masks), self.config.place.prompts_at_once
             )
             if config.weighting == "hard_normalized":
-                asked["output"] = asked["output"] / heaviness.mean().clamp(min=config.epsilon)
+                mean = heaviness.sum() / max(1, len(heaviness))
+                asked["output"] = asked["output"] / mean.clamp(min=config.epsilon)
             terms |= {name: term for name, term in asked.items() if weights[name]}
             shown = {"hard_prompts": hard.float().mean(), **histogram(heaviness)} if len(hard) else {}
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()

@@ -40,14 +40,12 @@ class Taught(Recipe):
         self.teachers = [teacher]  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
         if teacher.image_size != config.data.image_size:
             warn(f"teacher={config.teacher} is of {teacher.image_size} px and is asked at {config.data.image_size} px")
-        sam = self.initial()
-        if sam is None:
-            sam = build_model(config.student, config.data.image_size)
-            mine, theirs = sam.image_encoder.channels, teacher.image_encoder.channels
-            if mine != theirs:
-                raise UserError(
-                    f"the student's embedding has {mine} channels and the teacher's {theirs}: make them equal"
-                )
+        started = self.initial()
+        sam = started or build_model(config.student, config.data.image_size)
+        mine, theirs = sam.image_encoder.channels, teacher.image_encoder.channels
+        if mine != theirs:
+            raise UserError(f"the student's embedding has {mine} channels and the teacher's {theirs}: make them equal")
+        if started is None:
             sam.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
             sam.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
         return sam
