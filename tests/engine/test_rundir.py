@@ -8,13 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
-from toyfit import fit
+from toyfit import fit, in_a_child
 
 from frisket.engine import rundir
 from frisket.engine.rundir import CsvLog, RunDir, read_csv, wandb_log
@@ -96,19 +95,6 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         RunDir(tmp_path / "file" / "run").open()
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """The exit code of a process that does `work` and ends with 0 (negative: the signal that ended it)."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class Instruction(ctypes.Structure):

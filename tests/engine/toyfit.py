@@ -111,10 +111,23 @@ class Kill(L.Callback):
             raise RuntimeError("killed")
 
 
-def killed_after_rename(work: Callable[[], object], number: int) -> bool:
-    """Do `work` in a process of its own, killed -9 right after its `number`-th rename. False: it ended before that."""
+def in_a_child(work: Callable[[], object]) -> int:
+    """The exit code of a process that does `work` and ends with 0 (negative: the signal that ended it)."""
     child = os.fork()
     if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_after_rename(work: Callable[[], object], number: int) -> bool:
+    """Do `work` in a process of its own, killed -9 right after its `number`-th rename. False: it ended before that."""
+
+    def counted() -> None:
         rename, done = os.replace, 0
 
         def replace(*paths: Any) -> None:
@@ -125,15 +138,11 @@ def killed_after_rename(work: Callable[[], object], number: int) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         os.replace = replace
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), "the work itself failed"
-    return status != 0
+        work()
+
+    code = in_a_child(counted)
+    assert code in (0, -signal.SIGKILL), "the work itself failed"
+    return code != 0
 
 
 def ranks(work: Callable[[int], int], seconds: float = 200) -> list[int]:
