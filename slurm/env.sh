@@ -12,6 +12,14 @@ ON=()
 [ -n "${LOCAL:-}" ] || ON+=(configs/on/slurm.yaml)
 [ -z "${FRISKET_ON:-}" ] || ON+=("configs/on/$FRISKET_ON.yaml")
 
+# A port of this node (where rank 0 will listen) that nobody listens on. Drawn, because the job's number would give two
+# clusters' jobs on one node, or two users' in turn, the same; below the range that the kernel hands out.
+free_port() {
+  local port
+  while port=$((10000 + RANDOM % 20000)) && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+  echo "$port"
+}
+
 launch() {
   set -- "${@:1:3}" "${ON[@]}" "${@:4}"
   if [ -n "${LOCAL:-}" ]; then
@@ -22,7 +30,7 @@ launch() {
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   # the node's address as Slurm knows it: needs no DNS
   MASTER_ADDR=$(scontrol show node "$head" | grep -oP 'NodeAddr=\K\S+')
-  MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+  MASTER_PORT=$(free_port)
   export MASTER_ADDR MASTER_PORT
   export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not inherit --cpus-per-task
   echo "$(date '+%F %T') job $SLURM_JOB_ID start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, master $MASTER_ADDR:$MASTER_PORT"

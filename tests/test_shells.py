@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def test_local_runs_the_command_here(script, tmp_path):
     )  # fmt: skip
     place = [] if words[0] == "study" else ["configs/on/a100.yaml"]  # a study says it for every cell, in its own YAML
     assert done.stdout.splitlines() == [*words[:2], *place, "a=1"]
+
+
+def test_a_port_that_somebody_listens_on_is_passed_over():
+    """The same draw twice; between the two, somebody took the port."""
+    draw = ["bash", "-c", "source slurm/env.sh; RANDOM=7; free_port"]
+    env = {"PATH": "/usr/bin:/bin", "LOCAL": "1"}
+
+    def port() -> int:
+        return int(subprocess.run(draw, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout)
+
+    first = port()
+    assert 10000 <= first < 30000
+    with socket.create_server(("127.0.0.1", first)):
+        assert port() != first
 
 
 @pytest.mark.parametrize("name", ["train-sam", "distill-lightening", "finetune-decoder"])

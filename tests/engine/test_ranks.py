@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from datetime import timedelta
 
 import pytest
@@ -53,8 +54,22 @@ def test_a_rank_whose_rank_0_died_before_they_met_does_not_wait_for_ever(tmp_pat
         if rank == 0:
             RunDir(tmp_path).open()
             os.kill(os.getpid(), signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="timed out"):
+        with pytest.raises(UserError, match=r"rank 1 never met the others, or lost them .*timed out"):
             fit(tmp_path, devices=2)
         return 3
 
     assert ranks(work) == [-signal.SIGKILL, 3]
+
+
+def test_a_port_that_another_program_holds_is_one_sentence(tmp_path):
+    """Of rank 0: the other program may keep rank 1 waiting, until srun (slurm/env.sh) or torchrun ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def work(rank: int) -> int:
+            os.environ["MASTER_PORT"] = str(other.getsockname()[1])
+            if rank == 0:
+                with pytest.raises(UserError, match=r"rank 0 never met the others, .*address already in use"):
+                    fit(tmp_path, devices=2)
+            return 3
+
+        assert ranks(work) == [3, 3]

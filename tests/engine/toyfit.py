@@ -24,7 +24,7 @@ from frisket.engine import signals
 from frisket.engine.preempt import Preempt, Stopped
 from frisket.engine.rundir import CsvLog, RunDir
 from frisket.engine.save import AtomicIO, KeepLast
-from frisket.engine.strategy import place
+from frisket.engine.strategy import place, together
 from frisket.place import Place
 
 
@@ -211,7 +211,9 @@ def fit(
     val = torch.utils.data.DataLoader(torch.tensor([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]))
     with signals.held():
         try:
-            trainer.fit(module, Loader(), val, ckpt_path=resume and resume.path, weights_only=True if resume else None)
+            weights_only = True if resume else None
+            with together():
+                trainer.fit(module, Loader(), val, ckpt_path=resume and resume.path, weights_only=weights_only)
         except Stopped:
             pass  # inside validation: preempt.left tells
         finally:

@@ -26,7 +26,7 @@ from frisket.engine.batch import Division, Recount, divide
 from frisket.engine.preempt import Preempt, Stopped, exit_code
 from frisket.engine.rundir import CsvLog, RunDir, WandbCurve, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
-from frisket.engine.strategy import exits_for_all, fits, place, quiet
+from frisket.engine.strategy import exits_for_all, fits, place, quiet, together
 from frisket.errors import UserError, warn
 from frisket.files import write_text
 from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
@@ -103,7 +103,7 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     )
     metrics: dict[str, Any] = {}
     # Stopped: preempt.left says where
-    with contextlib.suppress(Stopped), checkpoint.guarded(resume, config.trust):
+    with contextlib.suppress(Stopped), together(), checkpoint.guarded(resume, config.trust):
         trainer.fit(
             recipe,
             datamodule=data,

@@ -26,6 +26,7 @@ from frisket.data.sampler import Failure
 from frisket.engine import signals
 from frisket.engine.journal import Journal, Rows
 from frisket.engine.preempt import Stopped
+from frisket.engine.strategy import together
 from frisket.errors import UserError
 from frisket.eval.task import BaseTask, Row
 from frisket.models.sam import Sam
@@ -242,7 +243,8 @@ def judge(
         use_distributed_sampler=False,
         inference_mode=True,
     )
-    trainer.test(module, verbose=False)
+    with together():
+        trainer.test(module, verbose=False)
     if module.stopped:
         raise Stopped
     return module.verdict

@@ -27,6 +27,7 @@ from lightning.pytorch.plugins.environments import (
 )
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from frisket.checkpoint import Resume
 from frisket.errors import UserError
@@ -69,6 +70,19 @@ def place(where: Place) -> dict[str, Any]:
         "precision": None if deepspeed else where.precision,
         "plugins": [environment] + ([WholeBatch(where.precision)] if deepspeed else []),
     }
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around whatever ranks do together. Raises UserError where they never met, or lost each other."""
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        rank, said = os.environ.get("RANK", rank_zero_only.rank), str(error).splitlines()[0]
+        raise UserError(
+            f"rank {rank} never met the others, or lost them ({said}): the log of the rank that ended first says why; "
+            "start the same command again"
+        ) from error
 
 
 def fits(resume: Resume, strategy: str, world: int) -> None:
