@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from frisket.data.module import collate
-from frisket.fidelity import CURVES, MEASURES, compare, curves, neck_errors
+from frisket.fidelity import CURVES, MEASURES, asked, compare, curves, neck_errors
 from frisket.geometry import Frame, boxes_of_masks
 from frisket.losses import logits_iou
 from frisket.models.sam import Sam
@@ -33,7 +33,7 @@ def other_sam() -> Sam:
 
 def test_a_model_agrees_with_itself_and_has_no_error(tiny_sam: Sam) -> None:
     batch = batch_of()
-    measures = compare(tiny_sam, tiny_sam, batch)
+    measures = compare(tiny_sam, asked(tiny_sam, batch), batch)
     assert set(measures) == set(MEASURES)
     assert measures["neck_error"].tolist() == [0.0] * batch.num_images
     for prompt in ("box", "click1"):
@@ -44,7 +44,7 @@ def test_a_model_agrees_with_itself_and_has_no_error(tiny_sam: Sam) -> None:
 def test_every_measure_is_what_its_name_says(tiny_sam: Sam, other_sam: Sam) -> None:
     """Computed once more, object by object, each alone with its photograph."""
     batch = batch_of()
-    measures = compare(tiny_sam, other_sam, batch)
+    measures = compare(tiny_sam, asked(other_sam, batch), batch)
     valid = valid_cells(batch)
     with torch.no_grad():
         mine, theirs = (sam.encode(batch.images, batch.sizes) for sam in (tiny_sam, other_sam))

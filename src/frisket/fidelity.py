@@ -1,6 +1,6 @@
 """How near a student is to its teacher, and whether either looks at the photograph at all. Pure comparison of two Sams.
 
-    measures = compare(student, teacher, batch)          # {"box": (N,), "agreement_box": (N,), …, "neck_error": (B,)}
+    measures = compare(student, asked(teacher, batch), batch)  # {"box": (N,), …, "neck_error": (B,)}
 
 mIoU against the truth hides much: a prompt's box alone scores 60. Four more numbers do not: the error of the image
 embedding, agreement (IoU of the two models' masks for the same prompt), the teacher's own score beside the student's,
@@ -8,6 +8,8 @@ and image dependence, the score that is lost when each photograph is answered fr
 All IoU are taken on the decoder's grid, inside the photograph, of the output with the highest predicted IoU of three.
 Source: our choice; agreement is what EdgeSAM and MobileSAM show in pictures, without a number.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,14 +71,27 @@ def neck_errors(student: Tensor, teacher: Tensor, *, valid: Tensor) -> Tensor:
     return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)
 
 
+class Asked(NamedTuple):
+    """What a teacher says of a batch: its image embedding (B, D, h, w), its logits (2, N, G, G) by box and by click."""
+
+    embedding: Tensor
+    logits: Tensor
+
+
 @torch.no_grad()
-def compare(student: Sam, teacher: Sam | None, batch: Batch) -> dict[str, Tensor]:
+def asked(teacher: Sam, batch: Batch) -> Asked:
+    """Ask a teacher what `compare` compares: once, for any number of students."""
+    embedding, owners = teacher.encode(batch.images, batch.sizes), batch.image_index.repeat(len(PROMPTS))
+    return Asked(embedding, answers(teacher, embedding, owners, prompts_of(batch)).unflatten(0, (len(PROMPTS), -1)))
+
+
+@torch.no_grad()
+def compare(student: Sam, teacher: Asked | None, batch: Batch) -> dict[str, Tensor]:
     """Per object (N,), one at least: the student's IoU by box and by click, the teacher's, their agreement, and the
     student's from the embedding of the batch's next photograph; per photograph (B,): "neck_error". Without a teacher
     only what needs none; of a single photograph nothing that needs another.
     """
     mine = student.encode(batch.images, batch.sizes)
-    theirs = None if teacher is None else teacher.encode(batch.images, batch.sizes)
     prompts, owners, seen = prompts_of(batch), batch.image_index.repeat(len(PROMPTS)), mine
     if batch.num_images > 1:  # the same prompts once more, about the next embeddings
         seen, again = torch.cat([mine, mine.roll(-1, 0)]), torch.arange(len(owners), device=mine.device).repeat(2)
@@ -84,13 +99,11 @@ def compare(student: Sam, teacher: Sam | None, batch: Batch) -> dict[str, Tensor
     logits = answers(student, seen, owners, prompts).unflatten(0, (-1, len(PROMPTS), len(batch.masks)))
     valid = valid_cells(batch)
     measured: dict[str, Tensor] = dict(zip(("", "other_"), logits_iou(logits, batch.masks, valid=valid)))
-    if teacher is not None and theirs is not None:
-        asked = slice(0, logits[0].shape[:2].numel())
-        wanted = answers(teacher, theirs, owners[asked], prompts[asked]).unflatten(0, (len(PROMPTS), -1))
-        measured["teacher_"] = logits_iou(wanted, batch.masks, valid=valid)
-        measured["agreement_"] = logits_iou(logits[0], wanted > 0, valid=valid)
+    if teacher is not None:
+        measured["teacher_"] = logits_iou(teacher.logits, batch.masks, valid=valid)
+        measured["agreement_"] = logits_iou(logits[0], teacher.logits > 0, valid=valid)
     measures = {f"{who}{prompt}": value for who, part in measured.items() for prompt, value in zip(PROMPTS, part)}
-    if theirs is not None:
+    if teacher is not None:
         tokens = valid_tokens(batch, mine.shape[-1])
-        measures["neck_error"] = neck_errors(mine, theirs, valid=tokens)
+        measures["neck_error"] = neck_errors(mine, teacher.embedding, valid=tokens)
     return measures

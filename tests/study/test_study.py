@@ -28,12 +28,20 @@ def tiny(tmp_path: Path, tiny_teacher: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def started(words: list[str], ready: Callable[[], object]) -> Iterator[subprocess.Popen]:
+def started(words: list[str], ready: Callable[[subprocess.Popen], object]) -> Iterator[subprocess.Popen]:
     """The study as a process of its own, once `ready` (or it has ended before)."""
     with subprocess.Popen([sys.executable, "-m", "frisket", *words], stdout=subprocess.PIPE, text=True) as process:
-        while not ready() and process.poll() is None:
+        while not ready(process) and process.poll() is None:
             time.sleep(0.05)
         yield process
+
+
+def runs(process: int) -> bool:
+    """Whether it has not ended; one that nobody has asked for its end is still listed."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -50,18 +58,27 @@ def test_a_study_killed_twice_says_what_one_says_that_ran_through(
 ) -> None:
     file = write(tmp_path / "tiny.yaml", tiny_teacher, seeds="[3]", steps=40)
     words, out = ["study", str(file), f"out={tmp_path / 'out'}"], tmp_path / "out"
-    with started(words, (out / "train" / "index.json").is_file) as process:
+    with started(words, lambda _: (out / "train" / "index.json").is_file()) as process:
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=240)[0]
     assert process.returncode == 75, said
     assert "goes on from there" in said and not (out / "study.json").exists()
 
     # a training dies at once, between two checkpoints; the other cells are judged, its own is left out of the table
-    with started(words, lambda: any(out.glob("*/seed3/checkpoints/last.ckpt"))) as process:
+    with started(words, lambda _: any(out.glob("*/seed3/checkpoints/last.ckpt"))) as process:
         os.kill(children(process)[0], signal.SIGKILL)
         said = process.communicate(timeout=240)[0]
     assert process.returncode == 1, said
     assert "not finished, and left out" in said
+
+    # the study itself, and its command with it: the next start finds no folder in use
+    with started(words, children) as process:
+        (command,) = children(process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    end = time.monotonic() + 60
+    while runs(command):
+        assert time.monotonic() < end, "the command outlived its study"
 
     assert main(words) == 0
     assert "continuing from" in "".join(log.read_text() for log in out.glob("*/*.log"))

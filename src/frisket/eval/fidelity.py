@@ -24,7 +24,7 @@ from frisket.data.identity import Identity
 from frisket.data.module import collate
 from frisket.errors import UserError
 from frisket.eval.task import BaseTask, Row, TaskConfig
-from frisket.fidelity import MEASURES, PROMPTS, compare
+from frisket.fidelity import MEASURES, PROMPTS, Asked, asked, compare
 from frisket.files import write_csv
 from frisket.models.sam import Sam
 from frisket.sample import Batch
@@ -57,6 +57,7 @@ class Task(BaseTask):
         if len(self.photographs) < 2:
             raise UserError(f"data={config.data} holds one photograph: fidelity needs another one's embedding, too")
         self._teacher: Sam | None = None
+        self._told: tuple[Batch, Asked] | None = None
 
     @property
     def sentence(self) -> str:
@@ -94,16 +95,23 @@ class Task(BaseTask):
         self._teacher = self._teacher.to(device)
         return self._teacher
 
+    def told(self, item: Batch, device: torch.device) -> Asked:
+        """What the teacher says of an item: asked for the first of the models, remembered for the others."""
+        if self._told is None or self._told[0] is not item:
+            teacher = self.teacher(device)
+            if teacher.image_size != self.image_size:
+                raise UserError(
+                    f"teacher {self.settings.teacher} takes {teacher.image_size} px and the students "
+                    f"{self.image_size}: give one that takes the same"
+                )
+            self._told = item, asked(teacher, item.to(device))
+        return self._told[1]
+
     def answer(self, sam: Sam | None, item: Batch) -> Row:
         """Every measure of the photograph's objects (M,), and its neck error."""
         assert sam is not None  # there is no baseline
         batch = item.to(sam.device)
-        teacher = self.teacher(sam.device) if self.settings.teacher else None
-        if teacher is not None and teacher.image_size != self.image_size:
-            raise UserError(
-                f"teacher {self.settings.teacher} takes {teacher.image_size} px and the students {self.image_size}: "
-                "give one that takes the same"
-            )
+        teacher = self.told(item, sam.device) if self.settings.teacher else None
         values = {name: value.double().cpu().numpy() for name, value in compare(sam, teacher, batch).items()}
         error = {"neck_error": float(values.pop("neck_error")[0])} if teacher is not None else {}
         means = {f"{name}/miou": float(values[name].mean()) for name in PROMPTS}

@@ -22,7 +22,7 @@ from frisket.data.embeddings import Stamp
 from frisket.data.module import DataConfig
 from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU, Mean
-from frisket.fidelity import CURVES, PROMPTS, compare, curves
+from frisket.fidelity import CURVES, PROMPTS, asked, compare, curves
 from frisket.models import zoo
 from frisket.models.encoder import undecayed
 from frisket.models.sam import Sam
@@ -250,7 +250,8 @@ class Recipe(L.LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         if not len(batch.masks):
             return
-        measures = compare(self.sam, self.reference(), batch)
+        teacher = self.reference()
+        measures = compare(self.sam, asked(teacher, batch) if teacher else None, batch)
         for name in PROMPTS:
             self.val_iou[name].update(measures[name], batch.areas)
         measured = curves(measures)

@@ -9,6 +9,7 @@ are refused, never mixed. Our choice.
 """
 
 import contextlib
+import ctypes
 import os
 import shlex
 import shutil
@@ -30,6 +31,16 @@ from frisket.study.plan import Plan, Step, StudyConfig, plan
 
 STOPPED = (75, 130)  # a command's exit codes for "asked to stop, run me again"
 STOP = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """In a new process: be killed when the study is, so that the next start finds no folder of a cell in use. Linux
+    counts the thread that started it as the parent; ours waits for its command."""
+    if LIBC is not None:
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Runner:
@@ -76,8 +87,9 @@ class Runner:
                     return False
                 # a session of its own: Ctrl-C at a terminal reaches it once, through us
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "frisket", *words], stdout=file, stderr=file, start_new_session=True
-                )
+                    [sys.executable, "-m", "frisket", *words], stdout=file, stderr=file, start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )  # fmt: skip
                 self._running.add(process)
             _, status, used = os.wait4(process.pid, 0)
             code = process.returncode = os.waitstatus_to_exitcode(status)
