@@ -11,10 +11,11 @@
       cascade: {train: distill_lightening}
       neck: {train: distill_lightening, distill: {schedule: neck}}
       cascade+decoder: {train: finetune_decoder, after: cascade}      # init_from: the same seed's run of that arm
+      w8a8: {quant: quant_tiny, after: cascade, data: "@train"}       # checkpoint: the same
     judge: {teacher: "@teacher", data: "@val"}         # settings of the evaluation task `fidelity`
 
-Everything beside the verb (`train:` or `prep:`, with the name of a shipped YAML or a path) and `after:` are that YAML's
-own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left out.
+Everything beside the verb (`train:`, `quant:` or `prep:`, with the name of a shipped YAML or a path) and `after:` are
+that YAML's own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left out.
 Files   OUT/<prepared name>/, OUT/<arm>/seed<k>/ (a run folder), OUT/<arm>/seed<k>/eval/. Our choice.
 """
 
@@ -27,7 +28,8 @@ from typing import Any
 from frisket.errors import UserError, nearest
 from frisket.plugins import Extensible
 
-VERBS = ("prep", "train")
+ARMS = ("train", "quant")
+VERBS = ("prep", *ARMS)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -42,11 +44,11 @@ class StudyConfig(Extensible):
     against: str = ""
     """The arm that all others are compared with; the first one when empty."""
     prepare: dict[str, Any] = field(default_factory=dict)
-    """{name: {prep or train: YAML, …its settings}}, made once: first the data, then what is trained, as written."""
+    """{name: {prep, train or quant: YAML, …its settings}}, made once: first the data, then models, as written."""
     recipes: dict[str, Any] = field(default_factory=dict)
     """{YAML: settings} that all arms of that recipe share."""
     arms: dict[str, Any] = field(default_factory=dict)
-    """{name: {train: YAML, after: arm, …settings}}."""
+    """{name: {train or quant: YAML, after: arm, …settings}}."""
     judge: dict[str, Any] = field(default_factory=dict)
     """Settings of the evaluation task `fidelity` for every cell."""
     jobs: int = field(default=1, metadata={"least": 1})
@@ -102,7 +104,7 @@ def plan(config: StudyConfig, name: str) -> Plan:
     """Check a study and lay it out. `name`: the YAML's, for the folder. Raises UserError naming arm and key."""
     out = Path(config.out or Path("runs/studies") / name)
     prepare, wanted = ({k: v for k, v in part.items() if v is not None} for part in (config.prepare, config.arms))
-    prepare = dict(sorted(prepare.items(), key=lambda item: isinstance(item[1], Mapping) and "train" in item[1]))
+    prepare = dict(sorted(prepare.items(), key=lambda item: isinstance(item[1], Mapping) and "prep" not in item[1]))
     if not wanted:
         raise UserError(f"study {name} has no arms: give arms: {{name: {{train: distill_lightening}}}}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
@@ -126,9 +128,11 @@ def plan(config: StudyConfig, name: str) -> Plan:
     arms: dict[str, list[Step]] = {}
     for key, spec in wanted.items():
         where = f"study {name}, arms.{key}"
-        verb, yaml, settings, after = _split(where, spec, ("train",))
+        verb, yaml, settings, after = _split(where, spec, ARMS)
         if after is not None and after not in arms:
             raise UserError(f"{where}: after={after} must be an arm written above it: {nearest(after, arms)}")
+        if after is None and verb == "quant" and not settings.get("checkpoint"):
+            raise UserError(f"{where}: quantize what? give after: ARM, or checkpoint: MODEL")
         shared = config.recipes.get(Path(yaml).stem) or {}
         whole = _placed(merged(shared, settings), places, where)
         arms[key] = [Step(key, verb, yaml, whole, out / key / f"seed{k}", after, k) for k in config.seeds]

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from frisket import config as settings
+from frisket.engine.quantize import QuantRun
 from frisket.errors import UserError
 from frisket.files import write_text
 from frisket.recipes.base import RECIPES
@@ -113,7 +114,7 @@ def study(config: StudyConfig, name: str, words: Sequence[str] = ()) -> int:
     check(laid)
     if config.slurm is not None:
         return submit(shlex.split(config.slurm), words, len(laid.families()))
-    cells = [step for step in laid.prepare if step.verb == "train"] + laid.cells()
+    cells = [step for step in laid.prepare if step.verb != "prep"] + laid.cells()
     print(f"study {name}: {len(laid.arms)} arms, {len(laid.cells())} cells in {laid.out}", flush=True)
     runner, began = Runner(config.threads), time.monotonic()
     with runner.listening():
@@ -176,25 +177,27 @@ def do(runner: Runner, step: Step, laid: Plan) -> bool:
     label = step.name if step.seed is None else f"{step.name}/{step.seed}"
     if not finished(step) and not runner.run(label, command(step, laid), log):
         return False
-    if step.verb != "train" or (evaluation(step) / "eval.json").is_file():
+    if step.verb == "prep" or (evaluation(step) / "eval.json").is_file():
         return True
     words = ["eval", "eval_fidelity", str(laid.out / "judge.yaml"), f"checkpoint=[{step.name}:{step.folder}]"]
     return runner.run(label, [*words, f"out={evaluation(step)}", f"place.threads={runner.threads}"], log)
 
 
 def finished(step: Step) -> bool:
-    """Whether a step's folder is complete: a run's summary, a preparation's index."""
-    return (step.folder / ("summary.json" if step.verb == "train" else "index.json")).is_file()
+    """Whether a step's folder is complete."""
+    last = {"train": "summary.json", "quant": "quant.json", "prep": "index.json"}
+    return (step.folder / last[step.verb]).is_file()
 
 
 def command(step: Step, laid: Plan) -> list[str]:
     """The words a person would type for this step."""
-    if step.verb == "prep":
-        return ["prep", step.yaml, str(record(step)), f"out={step.folder}"]
-    words = ["train", step.yaml, str(record(step)), f"out={step.folder.parent}", f"name={step.folder.name}"]
+    words = [step.verb, step.yaml, str(record(step))]
+    words += (
+        [f"out={step.folder.parent}", f"name={step.folder.name}"] if step.verb == "train" else [f"out={step.folder}"]
+    )
     if step.after is not None:
         parent = next(cell for cell in laid.arms[step.after] if cell.seed == step.seed)
-        words.append(f"init_from={parent.folder}")
+        words.append(f"{'init_from' if step.verb == 'train' else 'checkpoint'}={parent.folder}")
     return words if step.seed is None else [*words, f"seed={step.seed}"]
 
 
@@ -216,13 +219,15 @@ def remember(laid: Plan) -> None:
 
 
 def check(laid: Plan) -> None:
-    """Load every training's settings, so that a wrong key is found before the first hour. Raises UserError."""
+    """Load the settings of everything but data, so that a wrong key is found before the first hour. Raises
+    UserError."""
     for step in [*laid.prepare, *laid.cells()]:
-        if step.verb == "train":
-            files = [settings.find(step.yaml) or step.yaml, record(step)]
-            recipe = RECIPES.find(str(settings.peek(files, [], "recipe")))
+        files = [settings.find(step.yaml) or step.yaml, record(step)]
+        if step.verb != "prep":
+            quant = step.verb == "quant"
+            schema = QuantRun if quant else RECIPES.find(str(settings.peek(files, [], "recipe"))).Config
             with settings.unset_kept():
-                settings.load(recipe.Config, files)
+                settings.load(schema, files)
 
 
 def _last(log: Path) -> str:
