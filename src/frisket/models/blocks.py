@@ -33,6 +33,21 @@ class LayerNorm2d(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
+class ConvBN(nn.Sequential):
+    """A convolution without bias and its BatchNorm, children `c` and `bn`. (B, C, h, w) in and out."""
+
+    def __init__(
+        self, width: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, gamma: float = 1
+    ) -> None:
+        super().__init__()
+        self.add_module("c", nn.Conv2d(width, out, kernel, stride, kernel // 2, groups=groups, bias=False))
+        self.add_module("bn", nn.BatchNorm2d(out))
+        nn.init.constant_(self.bn.weight, gamma)  # gamma 0: a residual branch starts as nothing
+
+    c: nn.Conv2d
+    bn: nn.BatchNorm2d
+
+
 class Attend(nn.Module):
     """frisket.kernels.attention's `attention` as a place in a model that can be seen, and replaced, from outside."""
 

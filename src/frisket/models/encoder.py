@@ -32,6 +32,8 @@ class ImageEncoder(Protocol):
     A module anywhere inside it may carry `no_decay`, names of its own parameters or children that weight decay must
     leave alone although they have two axes or more: position tables, token embeddings, attention biases.
 
+    Optional: `config.decoder_hidden`, hidden channels of the MLPs in the mask decoder that goes with it (SAM's: 2048).
+
     Optional: `settings_of(shapes)`, a static method that tells from {key: shape} of its state dict what fields of its
     config made them, so that a file of unknown origin can be told what it is. It may raise LookupError.
     """

@@ -17,6 +17,8 @@ from frisket.sample import IGNORED, Prediction, Prompts
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+SAM_HIDDEN = 2048
+"""Hidden channels of the decoder's MLPs in SAM."""
 
 
 class Sam(nn.Module):
@@ -38,7 +40,8 @@ class Sam(nn.Module):
         self.image_size: int = image_encoder.config.image_size
         self.image_encoder = image_encoder
         self.prompt_encoder = PromptEncoder(self.image_size, image_encoder.channels)
-        self.mask_decoder = MaskDecoder(image_encoder.channels)
+        hidden = getattr(image_encoder.config, "decoder_hidden", SAM_HIDDEN)
+        self.mask_decoder = MaskDecoder(image_encoder.channels, hidden=hidden)
         # Not persistent: the public checkpoints do not hold them, and strict loading wants exactly their keys.
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from frisket.errors import UserError
-from frisket.models.blocks import Attend, neck, window_merge, window_partition
+from frisket.models.blocks import Attend, ConvBN, neck, window_merge, window_partition
 from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
 
@@ -55,21 +55,6 @@ class TinyViTConfig:
                 raise UserError(f"TinyViT width {width} is not a multiple of heads {heads}: change one of the two")
         if self.image_size % STRIDE:
             raise UserError(f"image_size {self.image_size} is not a multiple of {STRIDE}: change image_size")
-
-
-class ConvBN(nn.Sequential):
-    """A convolution without bias and its BatchNorm, children `c` and `bn`. (B, C, h, w) in and out."""
-
-    def __init__(
-        self, width: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, gamma: float = 1
-    ) -> None:
-        super().__init__()
-        self.add_module("c", nn.Conv2d(width, out, kernel, stride, kernel // 2, groups=groups, bias=False))
-        self.add_module("bn", nn.BatchNorm2d(out))
-        nn.init.constant_(self.bn.weight, gamma)  # gamma 0: a residual branch starts as nothing
-
-    c: nn.Conv2d
-    bn: nn.BatchNorm2d
 
 
 class PatchEmbed(nn.Module):
