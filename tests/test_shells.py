@@ -27,7 +27,7 @@ def test_it_parses_and_its_yaml_files_exist(script):
 
 @pytest.mark.parametrize("script", [p for p in SCRIPTS if p.name != "env.sh"], ids=lambda p: p.name)
 def test_it_calls_frisket_once(script):
-    assert len(re.findall(r"\bfrisket (train|eval|prep|predict|bench|study)\b", code(script))) == 1
+    assert len(re.findall(r"\bfrisket (train|eval|prep|predict|bench|quant|study)\b", code(script))) == 1
 
 
 @pytest.mark.parametrize("script", RUNS, ids=lambda p: p.name)
@@ -80,7 +80,7 @@ def test_a_port_that_somebody_listens_on_is_passed_over():
         assert port() != first
 
 
-@pytest.mark.parametrize("name", ["train-sam", "distill-lightening", "finetune-decoder"])
+@pytest.mark.parametrize("name", ["train-sam", "distill-lightening", "finetune-decoder", "quant-tiny"])
 def test_make_finds_its_runs_in_the_folder(name: str) -> None:
     done = subprocess.run(["make", "-n", name, "LOCAL=1", "READY="], cwd=ROOT, capture_output=True, text=True)
     assert f"slurm/{name.replace('-', '_')}.sh" in done.stdout, done.stderr
