@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_a_quantized_model_is_written_and_taken_like_any_other(
     assert [float(row["agreement"]) for row in table] == sorted(float(row["agreement"]) for row in table)
     assert all(float(row["after"]) <= float(row["before"]) for row in table)
     assert sorted(path.name for path in made.iterdir()) == ["model.safetensors", "quant.json", "sensitivity.csv"]
+    assert main(["report", str(made), f"out={tmp_path / 'page.html'}"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    shown = re.findall(r"<li><code>(.*?)</code> ([\d.]+)</li>", page)
+    assert [name.replace("<wbr>", "") for name, _ in shown] == [row["layer"] for row in table]
+    assert f"{len(table)} layers: mask IoU" in page and page.count("<polyline") == 1
+    capsys.readouterr()
     code = main(
         ["eval", "eval_fidelity", f"data={tiny_shards / 'val'}", f"teacher={tiny_teacher}", f"checkpoint=[{made}]",
          f"out={tmp_path / 'eval'}", "place.workers=0", "place.accelerator=cpu"]

@@ -207,11 +207,18 @@ def test_a_damaged_result_is_one_sentence(tmp_path: Path, content: str, sentence
         read(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"layers": []}', '{"layers": [{"agreement": 1}], "agreement": 1}'])
+def test_a_damaged_quantization_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "quant.json").write_text(content)
+    with pytest.raises(UserError, match="lacks what `frisket quant` writes"):
+        read(tmp_path)
+
+
 def test_a_missing_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["report", str(tmp_path / "none")]) == 2
     assert "there is no run at" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds neither eval.json nor metrics.csv" in capsys.readouterr().err
+    assert "holds none of eval.json, metrics.csv, quant.json" in capsys.readouterr().err
     assert main(["report"]) == 2
     assert "report needs runs" in capsys.readouterr().err
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")

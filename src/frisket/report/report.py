@@ -29,7 +29,7 @@ from frisket.picture import mounting
 from frisket.report import tables
 from frisket.report.chart import Chart, Line, chart, number
 from frisket.report.published import tables as published
-from frisket.report.results import WORDS, Board, Evaluation, Training, boards, curve, read
+from frisket.report.results import WORDS, Board, Evaluation, Quantization, Training, boards, curve, read
 
 SIZES = {"miou_s": ", small", "miou_m": ", medium", "miou_l": ", large"}
 
@@ -57,7 +57,7 @@ def page(paths: Sequence[str | Path], *, title: str = "Leaderboard", vitdet: Seq
     )
     jinja.filters |= {"breakable": breakable, "flat": flat, "shell": lambda words: shlex.join(map(str, words))}
     jinja.globals |= {"tables": tables, "number": number, "curves": curves, "training_curves": training_curves}
-    jinja.globals |= {"read_picture": picture, "newest_picture": newest_picture}
+    jinja.globals |= {"read_picture": picture, "newest_picture": newest_picture, "sensitivity": sensitivity}
     return jinja.get_template("page.html").render(
         title=title,
         now=datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC"),
@@ -67,6 +67,7 @@ def page(paths: Sequence[str | Path], *, title: str = "Leaderboard", vitdet: Seq
         boards=shown,
         evaluations=evaluations,
         trainings=[part for part in parts if isinstance(part, Training)],
+        quantizations=[part for part in parts if isinstance(part, Quantization)],
         all_published=published(),
     )
 
@@ -132,6 +133,14 @@ def training_curves(run: Training) -> list[Chart]:
 
     drawn = [draw(overall, y="fraction", title="Validation"), draw(losses, y="loss", title="Training loss")]
     return [drawing for drawing in drawn if drawing]
+
+
+def sensitivity(run: Quantization) -> list[Chart]:
+    """What each layer costs when it alone is quantized."""
+    points = [(number, row["agreement"]) for number, row in enumerate(run.layers, start=1)]
+    title = "Mask IoU with the float model, one layer quantized"
+    drawn = chart([Line(run.name, points)], x="layer, costliest first", y="mask IoU", title=title)
+    return [drawn] if drawn else []
 
 
 def picture(path: Path) -> dict[str, Any]:

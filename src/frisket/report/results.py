@@ -20,6 +20,8 @@ from frisket.errors import UserError
 from frisket.report.published import Published, equal, tables
 
 WORDS = settings.read(Path(__file__).with_name("words.yaml"))
+FILES = ("eval.json", "metrics.csv", "quant.json")
+"""By which a folder is known."""
 COUNTS = ("masks", "images", "objects", "detections", "annotations", "drawings", "n")
 """Keys that say how much was judged; they belong to every protocol of a result, and alone make no row."""
 
@@ -94,6 +96,16 @@ class Training:
 
 
 @dataclass
+class Quantization:
+    """What `frisket quant` wrote: quant.json's content, its layers as {"layer", "agreement", …}, costliest first."""
+
+    path: Path
+    name: str
+    report: dict[str, Any]
+    layers: list[dict[str, Any]]
+
+
+@dataclass
 class Entry:
     """One model on one board; `numbers` without the preset in their keys."""
 
@@ -124,8 +136,8 @@ class Board:
         return self.first.task
 
 
-def read(path: str | Path) -> list[Evaluation | Training]:
-    """The evaluation and the training run in a folder (or an eval.json itself), whichever is there.
+def read(path: str | Path) -> list[Evaluation | Training | Quantization]:
+    """The evaluation, the training run and the quantization in a folder (or an eval.json itself), whichever is there.
 
     A folder that holds neither, such as a suite's, stands for its direct sub-folders that do. Raises UserError when
     there is none, or when a file cannot be understood.
@@ -135,16 +147,20 @@ def read(path: str | Path) -> list[Evaluation | Training]:
         return [read_evaluation(path)]
     if not path.exists():
         raise UserError(f"there is no run at {path}: give folders that `frisket eval` or `frisket train` wrote (out=…)")
-    parts: list[Evaluation | Training] = []
+    parts: list[Evaluation | Training | Quantization] = []
     if (path / "eval.json").is_file():
         parts.append(read_evaluation(path / "eval.json"))
     if (path / "metrics.csv").is_file():
         parts.append(read_training(path))
+    if (path / "quant.json").is_file():
+        parts.append(read_quantization(path))
     if not parts:
-        holding = [p for p in sorted(path.iterdir()) if (p / "eval.json").is_file() or (p / "metrics.csv").is_file()]
+        holding = [p for p in sorted(path.iterdir()) if any((p / name).is_file() for name in FILES)]
         parts = [part for folder in holding for part in read(folder)]
     if not parts:
-        raise UserError(f"{path} holds neither eval.json nor metrics.csv: evaluate or train first, or name its folder")
+        raise UserError(
+            f"{path} holds none of {', '.join(FILES)}: evaluate, train or quantize first, or name the folder that did"
+        )
     return parts
 
 
@@ -177,6 +193,19 @@ def read_training(folder: Path) -> Training:
     summary = _json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     config = settings.read(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     return Training(folder, folder.name, rows, mapping(summary), config)
+
+
+def read_quantization(folder: Path) -> Quantization:
+    """quant.json. Raises UserError for a damaged one."""
+    path = folder / "quant.json"
+    report = mapping(_json(path))
+    bits, layers = mapping(mapping(report.get("settings")).get("quant")), report.get("layers")
+    rows = layers if isinstance(layers, list) else []
+    told = [report.get(key) for key in ("agreement", "masks", "bytes", "float_bytes")]
+    told += [bits.get("weight_bits"), bits.get("activation_bits"), *(mapping(row).get("agreement") for row in rows)]
+    if not rows or any(scalar(value) is None for value in told):
+        raise UserError(f"{path} lacks what `frisket quant` writes, layers and what they cost: run it again")
+    return Quantization(folder, folder.name, report, rows)
 
 
 def boards(evaluations: list[Evaluation], detectors: Mapping[str, str]) -> list[Board]:
