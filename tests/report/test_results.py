@@ -233,7 +233,7 @@ def test_a_suites_folder_stands_for_its_sub_folders(put: Put, trained: Path, tmp
     (tmp_path / "all" / "report.html").write_text("")
     assert [part.name for part in read(tmp_path / "all")] == ["edges", "miou"]
     assert main(["report", str(tmp_path / "all"), f"out={tmp_path / 'page.html'}"]) == 0
-    with pytest.raises(UserError, match="holds neither"):
+    with pytest.raises(UserError, match="holds none of"):
         read(tmp_path / "all" / "empty")
 
 
