@@ -1,7 +1,8 @@
 """Shared fixtures: one thread and fixed seeds everywhere, tiny shards and models, skips that say why.
 
 tiny_shards   folder with train and val shards of 64 px synthetic photographs, made by `frisket prep`'s own code
-tiny_sam      a 64 px Sam with random weights; tiny_teacher: the path of one, deeper, saved as model.pt
+tiny_sam      a 64 px Sam with random weights; tiny_teacher: the path of one, deeper, saved as model.pt; tiny_quantized:
+              the folder of that one at W8A8, as `frisket quant` writes it
 data_root     $FRISKET_DATA_ROOT (real data); tests that need it skip when it is not set
 Tests marked gpu skip themselves where there is no CUDA device.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from tinyquant import quantized
 
 from frisket import checkpoint, plugins
 from frisket.models.sam import Sam
@@ -70,6 +72,12 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "model.pt"
     checkpoint.save(sam, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_quantized(tiny_teacher: Path, tiny_shards: Path) -> Path:
+    """A folder with model.safetensors, made of tiny_teacher."""
+    return quantized(tiny_teacher, tiny_teacher.parent / "w8a8", tiny_shards)
 
 
 @pytest.fixture(scope="session")

@@ -127,11 +127,12 @@ def test_every_recipe_has_a_yaml() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_builds_as_its_yaml_says(path: Path, tiny_teacher: Path) -> None:
+def test_every_recipe_builds_as_its_yaml_says(path: Path, tiny_teacher: Path, tiny_quantized: Path) -> None:
     """The models of the YAML itself. What starts from weights gets tiny ones; the big one is built without memory."""
     module = importlib.import_module(f"frisket.recipes.{path.stem}")
     shipped = config.load(module.Config, [path])
-    given = [f"{key}={tiny_teacher}" for key in ("teacher", "init_from") if getattr(shipped, key, None)]
+    tiny = {"teacher": tiny_teacher, "init_from": tiny_quantized if path.stem == "qat_tiny" else tiny_teacher}
+    given = [f"{key}={weights}" for key, weights in tiny.items() if getattr(shipped, key, None)]
     given += ["data.image_size=64"] if shipped.init_from else []  # the weights' own side; another is refused
     loaded: RecipeConfig = config.load(module.Config, [path], given)
     with torch.device("cpu" if given else "meta"):

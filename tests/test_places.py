@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from frisket import checkpoint, config
 from frisket.models import zoo
+from frisket.models.blocks import Attend
+from frisket.models.sam import Sam
+from frisket.quant import packed
+from frisket.quant.layers import fold
+from frisket.recipes import qat_tiny
 from frisket.recipes.base import RECIPES
 from frisket.recipes.interactive import InteractiveConfig, asked
 from frisket.sample import Batch, Prediction, Prompts
@@ -29,14 +34,35 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 MIB = 2**20
 CUDA = 1024  # MiB: a context, its libraries, and all that is not a tensor of ours; our choice
 USED = 0.85  # of a GPU's memory may be accounted for
+TAUGHT = ("distill_tiny", "qat_tiny")  # one loss
 GIB = {"a40": 44.4, "a100": 39.4, "a100_80gb": 79.1}  # what CUDA says these GPUs have
 
 
 @pytest.fixture(autouse=True)
 def weights_of_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is the model of its name: values change no byte."""
+
+    def load(name: str, **_: Any) -> Sam:
+        if name != "runs/quant_tiny":
+            return zoo.build("lightening" if "/" in name else name)
+        made = {"checkpoint": "tiny_sam", "weights": ""}
+        return packed.build(Path(name), "tiny_sam", {}, {"quant": {}, "kinds": kinds(), "provenance": made})
+
     monkeypatch.setenv("FRISKET_DATA", "/data")
-    monkeypatch.setattr(checkpoint, "load", lambda name, **_: zoo.build("lightening" if "/" in name else name))
+    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(checkpoint, "weights_digest", lambda _: "")
+    monkeypatch.setattr(qat_tiny, "fold", partial(fold, values=False))
+
+
+def kinds() -> dict[str, str]:
+    """Of every layer of TinySAM that is asked, as frisket.quant.search sees them in a pass."""
+    sam = zoo.build("tiny_sam")
+    kind = {torch.nn.Linear: "symmetric", Attend: "symmetric", torch.nn.Conv2d: "affine"}
+    kind[torch.nn.ConvTranspose2d] = "affine"
+    named = {name: kind[type(part)] for name, part in sam.named_modules() if type(part) in kind}
+    asked_not = ("image_encoder.head", "prompt_encoder")
+    after_gelu = {name: "gelu" for name in named if name.startswith("image_encoder") and name.endswith("mlp.fc2")}
+    return {name: value for name, value in (named | after_gelu).items() if not name.startswith(asked_not)}
 
 
 def built(name: str) -> Any:
@@ -99,13 +125,13 @@ def an_image(name: str) -> float:
 @cache
 def a_prompt(name: str) -> float:
     """MiB that one prompt more costs in the decoder and its loss, in the dearest kind of round."""
-    recipe, later = built(name), [False, True] if name != "distill_tiny" else [False]
+    recipe, later = built(name), [False] if name in TAUGHT else [False, True]
 
     def of_round(prompts: int, refine: bool) -> int:
         given, embeddings = batch(2, prompts), torch.empty(2, 256, 64, 64)
         valid = torch.empty(prompts, 256, 256, dtype=torch.bool)
         asking = Prompts(torch.zeros(prompts, 2, 2), torch.zeros(prompts, 2, dtype=torch.long))
-        if name == "distill_tiny":
+        if name in TAUGHT:
             grids, tokens = torch.empty(prompts, 3, 256, 256), torch.empty(prompts, 5, 256)
             wanted: Any = Prediction(grids, torch.empty(prompts, 3), tokens)
             return kept(lambda: recipe.ask(embeddings, wanted, given, asking, slice(None)), recipe)
@@ -134,7 +160,7 @@ def needed(name: str, place: dict[str, Any]) -> float:
     if name != "distill_lightening":
         masks = images * loaded.data.masks_per_image
         # what each mask holds all the time: the grids that rounds hand on, or those of the teacher's three answers
-        held = 3 if name == "distill_tiny" else loaded.prompts.rounds
+        held = 3 if name in TAUGHT else loaded.prompts.rounds
         total += min(masks, place["prompts_at_once"]) * a_prompt(name) + masks * held * 256 * 256 * 4 / MIB
     return total / 1024
 

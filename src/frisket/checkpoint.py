@@ -12,8 +12,8 @@ What `load` reads; each form has a file in `frisket.weights`, every checksum is 
   .safetensors     ours, quantized (frisket.quant.packed)
   Lightning .ckpt  of our recipes: the trained Sam of it
   DeepSpeed folder of our recipes; parts that hold more than weights only with `trust`
-  run folder       model.safetensors if there is one; model.pt when it is newer than the newest training checkpoint,
-                   else that checkpoint
+  run folder       model.safetensors, or else model.pt, when it is newer than the newest training checkpoint, else that
+                   checkpoint
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from frisket.runfiles import RunFiles
 from frisket.weights import bare, deepspeed, lightning, ours
 from frisket.weights.layout import differences, fingerprint, layout, weights_digest
 from frisket.weights.ours import save
-from frisket.weights.stored import Stored, model, tensors, unpickle
+from frisket.weights.stored import Stored, model, quantization, tensors, unpickle
 
 __all__ = [
     "Resume",
@@ -66,6 +66,8 @@ class Resume:
     """{key: shape} of the whole training module."""
     ranks: int | None = None
     """How many ranks a DeepSpeed checkpoint is split over; None for a file, which any number can read."""
+    quantization: dict[str, Any] | None = None
+    """How its Sam is quantized; None: floating point."""
 
 
 def load(name_or_path: str | Path, device: str | torch.device = "cpu", *, trust: bool = False) -> Sam:
@@ -76,13 +78,16 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", *, trust:
     not a finite number.
     """
     text, path = str(name_or_path), _where(str(name_or_path))
-    if path.is_dir() and RunFiles(path).packed.is_file():
-        path = RunFiles(path).packed
+    if path.is_dir() and not (path / "latest").is_file():
+        path = _of_run(path)
     if path.suffix == packed.SUFFIX:
         return packed.read(path).to(device).eval()
     stored = _read(path, trust)
     if text in zoo.names() and stored.name != text:
         raise UserError(f"{path} holds '{stored.name}', not '{text}': put the right file there or load it by its path")
+    if stored.quantization is not None:
+        sam = packed.restored(path, stored.name, stored.changes, stored.quantization, stored.state)
+        return sam.to(device).eval()
     if wrong := differences(layout(stored.name, **stored.changes), stored.state):  # before memory is asked for
         raise UserError(f"{path} is not a '{stored.name}' ({wrong}): give the file that belongs to the model")
     for key, value in stored.state.items():
@@ -96,6 +101,8 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", *, trust:
 
 def like(resume: Resume) -> Sam:
     """A Sam of the shape that a training checkpoint holds; its weights are not read."""
+    if resume.quantization is not None:
+        return packed.build(resume.path, resume.name, resume.changes, resume.quantization)
     with torch.random.fork_rng(devices=[]):
         return zoo.build(resume.name, **resume.changes)
 
@@ -124,7 +131,7 @@ def recorded(training: Path) -> Resume:
     ranks = len(list(folder.glob("*_optim_states.pt"))) if folder else None
     if ranks is not None and ranks != content.get("dp_world_size", ranks):
         raise UserError(f"{training} has {ranks} of the {content['dp_world_size']} parts that its ranks wrote")
-    return Resume(training, step, *model(record, training), shapes, ranks)
+    return Resume(training, step, *model(record, training), shapes, ranks, quantization(record))
 
 
 def guarded(resume: Resume | None, trust: bool = False) -> contextlib.AbstractContextManager[Any]:
@@ -197,9 +204,7 @@ def _public(name: str) -> Path:
 def _read(path: Path, trust: bool) -> Stored:
     """What any form on disk holds."""
     if path.is_dir():
-        if (path / "latest").is_file():
-            return deepspeed.read(path, trust=trust)
-        return _read(_of_run(path), trust)
+        return deepspeed.read(path, trust=trust)
     content = unpickle(path)
     record = content.get("frisket")
     form = lightning if isinstance(record, Mapping) else bare if record is None else ours
@@ -208,7 +213,7 @@ def _read(path: Path, trust: bool) -> Stored:
 
 def _of_run(folder: Path) -> Path:
     """The file that speaks for a run folder."""
-    model, training = RunFiles(folder).model, trained(folder)
+    model, training = RunFiles(folder).result, trained(folder)
     if model.is_file() and (not training or _modified(model) >= _modified(training[0])):
         return model
     resume = newest(folder)

@@ -8,7 +8,7 @@
                 samples.jsonl   sample ids per step, where asked for (samples-rankR.jsonl for the other ranks)
                 checkpoints/    last.ckpt, previous.ckpt, and preempt.ckpt after a preemption
                 gallery/        pictures of masks, one per gallery step
-                model.pt        the trained weights; model.safetensors: of `frisket quant`, in a folder of its own
+                model.pt        the trained weights; instead model.safetensors where they are quantized
                 summary.json    last step and last metrics: present when the run is finished; written last
 
 Our choice. `frisket.engine.rundir` writes them, `frisket.checkpoint` and `frisket.report` read them.
@@ -36,6 +36,11 @@ class RunFiles:
         self.lock = self.path / ".lock"
         self.refused = self.path / ".refused"
         self.stalls = self.path / ".stalls"
+
+    @property
+    def result(self) -> Path:
+        """What the run made, or will: model.safetensors if there is one, else model.pt."""
+        return self.packed if self.packed.is_file() else self.model
 
     def samples(self, rank: int) -> Path:
         """The sample ids that `rank` was given."""

@@ -14,6 +14,7 @@ from frisket.quant.layers import (
     QuantConvTranspose2d,
     QuantLinear,
     fold,
+    learn,
     quantize,
 )
 from frisket.quant.search import asked, kinds_of
@@ -121,3 +122,60 @@ def test_every_encoder_of_the_zoo_takes_part(name: str) -> None:
     plain = (nn.Linear, nn.Conv2d)
     left = [n for n, part in sam.image_encoder.named_modules() if type(part) in plain and "patch_embed" not in n]
     assert left == [] and any(name.startswith("image_encoder.") for name in layers)
+
+
+def learned(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    layer.zero_grad()
+    layer(x).sum().backward()
+    assert layer.input.stretch.grad is not None
+    return layer.input.stretch.grad.clone()
+
+
+def test_learned_scales_begin_where_they_were_and_do_not_see_how_a_batch_is_divided() -> None:
+    layer, x = nn.Conv2d(4, 6, 3), torch.randn(6, 4, 5, 5)
+    layer.__class__ = QuantConv2d
+    layer.begin(4, "affine", 4)
+    layer.start(x)
+    layer.active = True
+    before = layer(x)
+    learn([layer])
+    assert torch.equal(layer(x), before)
+    assert layer.weight_stretch.shape == (6,) and layer.input.stretch.shape == ()  # one axis or none: not decayed
+    torch.testing.assert_close(learned(layer, x), learned(layer, x[:2]) + learned(layer, x[2:]))
+    assert learned(layer, x[:0]) == 0  # a batch without a mask
+    attend = QuantAttend()
+    attend.begin(8, True)
+    learn([attend])
+    assert attend.q.stretch is not None and attend.p.stretch is None  # the split is not learned
+    learn([layer], weights=False, inputs=False)
+    assert set(dict(layer.named_parameters())) == {"weight", "bias", "weight_stretch", "input.stretch"}
+
+
+def test_scales_stay_float32_when_the_module_does_not() -> None:
+    layer = nn.Linear(3, 2)
+    layer.__class__ = QuantLinear
+    layer.begin(8, "symmetric", 8)
+    scale = layer.weight_scale.clone()
+    layer.half()
+    assert layer.weight.dtype == torch.float16 and layer.input.scale.dtype == torch.float32
+    assert torch.equal(layer.weight_scale, scale)
+    assert layer.to("meta").weight_scale.device.type == "meta"
+
+
+def test_in_training_attentions_scores_are_made_again() -> None:
+    """With equal gradients, and without keeping what is as large as queries times keys."""
+    layer, results = QuantAttend(), []
+    layer.begin(6, True)
+    start = torch.randn(3, 2, 40, 2, 8)
+    layer.start(*start.unbind(0))
+    learn([layer])
+    layer.active = True
+    for training in (True, False):
+        leaf, kept = start.clone().requires_grad_(), []
+        layer.train(training).zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            y = layer(*leaf.unbind(0))
+        y.square().sum().backward()
+        results.append((y.detach(), leaf.grad, layer.q.stretch.grad.clone(), layer.v.stretch.grad.clone()))
+        assert (max(kept) < 2 * 2 * 40 * 40 * 4) == training
+    torch.testing.assert_close(*results)

@@ -26,7 +26,7 @@ def saved(tiny: Sam, batches: list[Batch], tmp_path: Path) -> tuple[Path, Sam]:
     kinds = kinds_of(tiny, batches[0])
     for layer in quantize(tiny, config, kinds).values():
         layer.active = True
-    packed.write(tiny, tmp_path / "model.safetensors", config=config, kinds=kinds, provenance={"from": "a test"})
+    packed.write(tiny, tmp_path / "model.safetensors", provenance={"from": "a test"})
     return tmp_path / "model.safetensors", tiny
 
 

@@ -1,5 +1,8 @@
 """Grids by hand: equation 10, the two ranges, the affine grid, and gradients of scales."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 
@@ -11,6 +14,8 @@ from frisket.quant.quantizers import (
     levels,
     rounded,
     span,
+    straight,
+    stretched,
     symmetric,
     widest,
 )
@@ -80,3 +85,64 @@ def test_gradients_pass_the_rounding_and_reach_the_scale() -> None:
         quantizer(torch.tensor([0.04, 0.33, 0.9]), s, 4).sum().backward()
         assert s.grad is not None and float(s.grad) != 0
     assert rounded(torch.tensor([0.5, 1.5, -0.5])).tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_learned_scale_has_lsqs_gradient(bits: int) -> None:
+    """Number by number, of a scale for each channel (arXiv 1902.08153, section 2). What rounds to the last level counts
+    as inside, as in torch's own learnable quantizer; the paper ends the inside half a step before."""
+    torch.manual_seed(bits)
+    weight, scale = torch.randn(3, 20), torch.tensor([[0.4], [0.05], [1.3]])
+    toward = torch.randn(3, 20)  # the loss's gradient at the quantized weight
+    stretch = torch.tensor([0.2, 0.0, -0.3], requires_grad=True)
+    leaf = weight.clone().requires_grad_()
+    low, high = levels(bits)
+    quantized = straight(partial(symmetric, bits=bits), leaf, stretched(scale, stretch, 20, bits))
+    quantized.backward(toward)
+    assert stretch.grad is not None and leaf.grad is not None
+    for row in range(3):
+        s = float(scale[row, 0]) * math.exp(float(stretch.detach()[row]))
+        total = 0.0
+        for v, g in zip(weight[row].tolist(), toward[row].tolist(), strict=True):
+            share = -v / s + round(v / s) if low <= round(v / s) <= high else float(low if v < 0 else high)
+            total += share * g
+        expected = total * s / math.sqrt(20 * high)  # the chain rule of scale e^stretch; the gradient's own scale
+        assert float(stretch.grad[row]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        inside = (weight[row] / s).round().clamp(low, high) == (weight[row] / s).round()
+        torch.testing.assert_close(leaf.grad[row], toward[row] * inside)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "affine", "gelu", "softmax"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_computes_what_the_plain_quantizer_does_and_keeps_less(kind: str, dtype: torch.dtype) -> None:
+    quantizer = {
+        "symmetric": partial(symmetric, bits=4),
+        "affine": partial(affine, zero=torch.tensor(5.0), bits=4),
+        "gelu": partial(after_gelu, bits=4),
+        "softmax": partial(after_softmax, bits=4),
+    }[kind]
+    x = (torch.rand(64, 32) if kind == "softmax" else torch.randn(64, 32)).to(dtype)
+    toward, kept = torch.randn(64, 32).to(dtype), []
+    answers = []
+    for lean in (True, False):
+        leaf, scale, saved = x.clone().requires_grad_(), torch.tensor(0.13, requires_grad=True), {}
+
+        def pack(tensor: torch.Tensor, saved: dict = saved) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = straight(quantizer, leaf, scale) if lean else quantizer(leaf.float(), scale).to(dtype)
+        y.backward(toward)
+        kept.append(sum(saved.values()))
+        answers.append((y, leaf.grad, scale.grad))
+    assert y.dtype == dtype
+    for mine, plain in zip(*answers, strict=True):
+        torch.testing.assert_close(mine, plain)
+    assert kept[0] <= x.nbytes + 8 < kept[1] / 2
+
+
+def test_a_scale_begins_exactly_as_it_was_and_is_never_negative() -> None:
+    scale = torch.rand(5, 1) + 1e-3
+    assert torch.equal(stretched(scale, torch.zeros(5), 7, 4), scale)
+    assert (stretched(scale, torch.full((5,), -60.0), 7, 4) > 0).all()

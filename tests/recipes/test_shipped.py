@@ -18,14 +18,14 @@ SMALL = "{depth: 2, width: 48, heads: 3}"
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 @pytest.mark.parametrize("recipe", RECIPES.names())
 def test_a_recipe_trains_and_resumes_as_shipped(
-    recipe: str, precision: str, tmp_path: Path, tiny_teacher: Path, tiny_shards: Path
+    recipe: str, precision: str, tmp_path: Path, tiny_teacher: Path, tiny_shards: Path, tiny_quantized: Path
 ) -> None:
     student = tmp_path / "student.pt"
     checkpoint.save(build("lightening", image_size=64, width=48, depth=2, heads=3), student)
     yaml = f"configs/{recipe}.yaml"
     kind = RECIPES.find(recipe).Config
     small = [word for key in specs(kind()) for word in (f"{key}.name=lightening", f"{key}.encoder={SMALL}")]
-    weights = {"teacher": tiny_teacher, "init_from": student}
+    weights = {"teacher": tiny_teacher, "init_from": tiny_quantized if recipe == "qat_tiny" else student}
     started = [
         f"{key}={path}" for key, path in weights.items() if getattr(kind(), key, None) or settings.peek([yaml], [], key)
     ]

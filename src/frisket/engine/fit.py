@@ -29,6 +29,7 @@ from frisket.engine.save import AtomicIO, KeepLast
 from frisket.engine.strategy import exits_for_all, fits, place, quiet, together
 from frisket.errors import UserError, warn
 from frisket.files import write_text
+from frisket.quant import packed
 from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
 
 
@@ -66,7 +67,7 @@ def _finished(folder: RunDir, config: RecipeConfig) -> bool:
     if not done or done["step"] < config.trainer.max_steps:
         return False
     say(
-        f"{folder.path} is finished (step {done['step']}): {folder.model}. "
+        f"{folder.path} is finished (step {done['step']}): {folder.result}. "
         "Raise trainer.max_steps to go on, or set name=… for another run."
     )
     return True
@@ -213,16 +214,19 @@ def _leave(trainer: L.Trainer, step: int, stuck: bool) -> int:
 
 
 def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir, metrics: dict[str, float]) -> int:
-    """Write model.pt and the summary (rank 0), and say where they are. Returns the exit code, 0."""
+    """Write the model and the summary (rank 0), and say where they are. Returns the exit code, 0."""
     if trainer.is_global_zero:
         # inside DeepSpeed the module may be bf16; its checkpoint folder holds the fp32 weights
         sam = checkpoint.load(folder.last, trust=recipe.config.trust) if folder.last.is_dir() else recipe.sam
         step, config = trainer.global_step, recipe.config
         provenance = {"recipe": config.recipe, "run": folder.path.name, "step": step, "seed": config.seed}
-        checkpoint.save(sam, folder.model, provenance=provenance)
+        if sam.quantization is None:
+            checkpoint.save(sam, folder.model, provenance=provenance)
+        else:
+            packed.write(sam, folder.packed, provenance=sam.quantization["provenance"] | provenance)
         folder.finish(step, metrics)
         scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val/"))
-        say(f"finished at step {step}: {folder.model}" + (f"  {scores}" if scores else ""))
+        say(f"finished at step {step}: {folder.result}" + (f"  {scores}" if scores else ""))
     trainer.strategy.barrier("frisket.finished")
     return 0
 

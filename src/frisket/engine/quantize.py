@@ -105,7 +105,7 @@ def quantize_run(config: QuantRun) -> int:
         )
     provenance = {"checkpoint": config.checkpoint, "weights": digest, "agreement": agreement, "masks": masks,
                   "checked_on": "other photographs" if others else "those of calibration"}  # fmt: skip
-    packed.write(sam, made.packed, config=config.quant, kinds=kinds, provenance=provenance)
+    packed.write(sam, made.packed, provenance=provenance)
     write_csv(made.path / "sensitivity.csv", table)
     size = {"float_bytes": sum(p.numel() * 4 for p in sam.parameters()), "bytes": made.packed.stat().st_size}
     write_json(made.path / "quant.json", {**provenance, **size, "layers": table, "settings": asdict(config)})

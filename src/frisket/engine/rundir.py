@@ -110,7 +110,7 @@ class RunDir(RunFiles):
         """Return the summary of a finished run; None when there is none, or a damaged one: the end is then redone."""
         try:
             summary = json.loads(self.summary.read_text(encoding="utf-8"))
-            return {**summary, "step": int(summary["step"])} if self.model.is_file() else None
+            return {**summary, "step": int(summary["step"])} if self.result.is_file() else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -28,8 +28,8 @@ class Sam(nn.Module):
     """
 
     image_encoder: Any  # Python's types cannot say that it is both
-    form = "float"
-    """How its weights are kept; "quantized" ones cannot be trained (frisket.quant)."""
+    quantization: dict[str, Any] | None = None
+    """How `frisket.quant` made its layers compute, as plain data; None: in floating point."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -45,6 +45,11 @@ class Sam(nn.Module):
         # Not persistent: the public checkpoints do not hold them, and strict loading wants exactly their keys.
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def form(self) -> str:
+        """float or quantized."""
+        return "float" if self.quantization is None else "quantized"
 
     @property
     def device(self) -> torch.device:

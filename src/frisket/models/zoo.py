@@ -95,6 +95,12 @@ def spec(sam: Sam) -> tuple[str, dict[str, Any]]:
 
 
 def record(sam: Sam) -> dict[str, Any]:
-    """What a checkpoint remembers of a Sam: `name`, `changes`, and `plugin`, the module to load first, if it is one."""
+    """What a checkpoint remembers of a Sam: `name`, `changes`; `plugin`, the module to load first, if it is one; `form`
+    and how, if it is quantized."""
     origin = next((plugin for name, plugin, _ in _rows() if name == sam.name), None)
-    return {"name": sam.name, "changes": dict(sam.changes)} | ({"plugin": origin} if origin else {})
+    return {
+        "name": sam.name,
+        "changes": dict(sam.changes),
+        **({"plugin": origin} if origin else {}),
+        **({"form": sam.form, **sam.quantization} if sam.quantization else {}),
+    }

@@ -7,25 +7,30 @@ What    Every Linear, Conv2d and ConvTranspose2d of the chosen parts (weights: s
         `Attend` (queries, keys and values symmetric, what comes out of softmax in two ranges). Norms, softmax, GELU,
         biases and the prompt encoder stay float. An encoder takes part by being made of these; attention of its own
         stays float.
+Trained `learn(layers)` makes the scales parameters, as factors of what they are: `stretch` and `weight_stretch`. The
+        split of softmax and the zero points stay as they were searched.
 How     A layer's class is changed in place: keys of the state dict, hooks and references stay, the weights stay
         floating point under their own names, and scales join them.
 Source  TinySAM (arXiv 2312.13789, section 3.2); which layers, and convolutions' affine inputs, as in what it released.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from frisket.errors import UserError
 from frisket.models.blocks import Attend
 from frisket.models.sam import Sam
-from frisket.quant.quantizers import affine, after_gelu, after_softmax, span, symmetric, widest
+from frisket.quant.quantizers import affine, after_gelu, after_softmax, span, straight, stretched, symmetric, widest
 
 Kind = Literal["symmetric", "affine", "gelu", "softmax"]
 
@@ -52,7 +57,20 @@ class QuantConfig:
     """After GELU and softmax; false: one range, symmetric after GELU, affine after softmax."""
 
 
-class Input(nn.Module):
+class Scaled(nn.Module):
+    """Its scales, the buffers, stay float32 where the weights become half precision (DeepSpeed casts modules)."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scaled":
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, moved in self._buffers.items():
+            scale = kept[name]
+            if moved is not None and scale is not None and moved.dtype != scale.dtype:
+                self._buffers[name] = scale.to(moved.device)
+        return self
+
+
+class Input(Scaled):
     """Quantizes one operand. Kind 'symmetric', 'affine', 'gelu' (two ranges) or 'softmax' (scale: the split)."""
 
     def __init__(self, kind: Kind, bits: int) -> None:
@@ -60,9 +78,11 @@ class Input(nn.Module):
         self.kind, self.bits = kind, bits
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero", torch.zeros(()))
+        self.register_parameter("stretch", None)
 
     scale: Tensor
     zero: Tensor
+    stretch: nn.Parameter | None
 
     def start(self, x: Tensor) -> None:
         """Scales with which all of x fits; the searched range begins here."""
@@ -75,20 +95,25 @@ class Input(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """In float32, whatever comes in: half precision would round to other levels."""
-        wide = x.float()
         if self.kind == "affine":
-            return affine(wide, self.scale, self.zero, self.bits).to(x.dtype)
-        quantizer = {"symmetric": symmetric, "gelu": after_gelu, "softmax": after_softmax}[self.kind]
-        return quantizer(wide, self.scale, self.bits).to(x.dtype)
+            quantizer = partial(affine, zero=self.zero, bits=self.bits)
+        else:
+            chosen = {"symmetric": symmetric, "gelu": after_gelu, "softmax": after_softmax}[self.kind]
+            quantizer = partial(chosen, bits=self.bits)
+        if self.stretch is None:
+            return quantizer(x.float(), self.scale).to(x.dtype)
+        apiece = math.prod(x.shape[1:])  # of a photograph or prompt: the same however a batch is divided
+        return straight(quantizer, x, stretched(self.scale, self.stretch, apiece, self.bits))
 
 
-class Quantized(nn.Module):
+class Quantized(Scaled):
     """What the quantized layers share. `active` False computes in floating point."""
 
     active = False
     operand_count = 1
     weight: nn.Parameter
     weight_scale: Tensor
+    weight_stretch: nn.Parameter | None
     input: Input
     bits: int
     axis = 0  # of the weight's output channels
@@ -97,6 +122,7 @@ class Quantized(nn.Module):
         """Become quantized; called once, right after the class was changed."""
         self.bits, self.input = bits, Input(kind, input_bits)
         self.register_buffer("weight_scale", self.widest())
+        self.register_parameter("weight_stretch", None)
 
     def widest(self) -> Tensor:
         """The weight's scales with which every channel just fits."""
@@ -113,7 +139,11 @@ class Quantized(nn.Module):
 
     def quantized_weight(self) -> Tensor:
         """On the grid, in floating point."""
-        return symmetric(self.weight, self.weight_scale, self.bits)
+        if self.weight_stretch is None:
+            return symmetric(self.weight, self.weight_scale, self.bits)
+        shared_by = self.weight.numel() // self.weight_scale.numel()
+        scale = stretched(self.weight_scale, self.weight_stretch, shared_by, self.bits)
+        return straight(partial(symmetric, bits=self.bits), self.weight, scale)
 
     def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input and weight to compute with."""
@@ -183,6 +213,12 @@ class QuantAttend(Attend):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         if not self.active:
             return super().forward(q, k, v, bias)
+        if self.training and q.requires_grad:  # the scores, by far the largest, are made again for the backward pass
+            return checkpoint(self.products, q, k, v, bias, use_reentrant=False, preserve_rng_state=False)
+        return self.products(q, k, v, bias)
+
+    def products(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Both, of quantized operands."""
         scores = (self.q(q).transpose(1, 2) @ self.k(k).permute(0, 2, 3, 1)).float() * q.shape[-1] ** -0.5
         if bias is not None:
             scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
@@ -247,4 +283,15 @@ def quantize(sam: Sam, config: QuantConfig, kinds: Mapping[str, Kind]) -> dict[s
         elif isinstance(module, Quantized):
             module.begin(config.weight_bits, kinds[name], config.conv_bits)
         layers[name] = module  # type: ignore[assignment]
+    sam.quantization = {"quant": asdict(config), "kinds": dict(kinds)}
     return layers
+
+
+def learn(layers: Iterable[Layer], *, weights: bool = True, inputs: bool = True) -> None:
+    """Make scales parameters that start at what they are: those of weights, of inputs, or both."""
+    for layer in layers:
+        if weights and isinstance(layer, Quantized):
+            layer.weight_stretch = nn.Parameter(torch.zeros_like(layer.weight_scale).flatten())  # flat: not decayed
+        for operand in layer.operands() if inputs else []:
+            if operand.kind != "softmax":
+                operand.stretch = nn.Parameter(torch.zeros_like(operand.scale))

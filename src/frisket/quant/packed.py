@@ -1,6 +1,6 @@
 """A quantized Sam as one file: whole numbers, their scales, and what stayed float. No code is in it, or ever run.
 
-Use     write(sam, "model.safetensors", config=config, kinds=kinds, provenance={…}); sam = read("model.safetensors")
+Use     write(sam, "model.safetensors", provenance={…}); sam = read("model.safetensors")
 Form    safetensors. `<layer>.weight` of a quantized layer is int8 levels (at any number of bits), its scales and its
         operands' are float32, everything else as it was, BatchNorm folded. The header's "frisket" is JSON: the model's
         record, the settings of quantization, and a digest of these and of all tensors, compared at every load.
@@ -10,7 +10,6 @@ Source  our choice. A pickled module, as the published quantized TinySAM is, wou
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from frisket.errors import UserError
 from frisket.files import atomic
 from frisket.models import zoo
 from frisket.models.sam import Sam
-from frisket.quant.layers import Kind, QuantConfig, Quantized, fold, quantize
+from frisket.quant.layers import QuantConfig, Quantized, fold, quantize
 from frisket.quant.quantizers import levels
 from frisket.weights.layout import differences, digest
 from frisket.weights.stored import model
@@ -32,21 +31,17 @@ SUFFIX = ".safetensors"
 FORMAT = 1
 
 
-def write(
-    sam: Sam, path: Path | str, *, config: QuantConfig, kinds: Mapping[str, Kind], provenance: Mapping[str, Any]
-) -> None:
-    """Write a Sam whose layers `quantize` changed and `search` gave scales, atomically. provenance: plain data.
+def write(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any]) -> None:
+    """Write a Sam whose layers `quantize` changed and `search` or training gave scales, atomically. provenance: plain
+    data.
 
     Raises UserError when the disk is full.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
+    state = settled({key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()})
     for name, layer in _layers(sam).items():
-        whole = (layer.weight.detach() / layer.weight_scale).round().clamp(*levels(layer.bits))
-        state[f"{name}.weight"] = whole.to(torch.int8).cpu().contiguous()
-    about = {
-        "format": FORMAT, **zoo.record(sam), "quant": asdict(config), "kinds": dict(kinds),
-        "provenance": dict(provenance),
-    }  # fmt: skip
+        whole = (state[f"{name}.weight"] / state[f"{name}.weight_scale"]).round().clamp(*levels(layer.bits))
+        state[f"{name}.weight"] = whole.to(torch.int8).contiguous()
+    about = {"format": FORMAT, **zoo.record(sam), "provenance": dict(provenance)}
     about = json.loads(json.dumps(about)) | {"digest": _digest(about, state)}
     with atomic(path) as tmp:
         save_file(state, tmp, metadata={"frisket": json.dumps(about)})
@@ -67,7 +62,11 @@ def read(path: Path | str) -> Sam:
         raise UserError(f"{path} is no quantized model of this frisket (format {given}, not {FORMAT}): make it again")
     if _digest({key: value for key, value in about.items() if key != "digest"}, state) != about.get("digest"):
         raise UserError(f"{path} is damaged: its numbers are not those that were written, make it again")
-    name, changes = model(about, path)
+    return restored(path, *model(about, path), about, state)
+
+
+def build(path: Path, name: str, changes: Mapping[str, Any], about: Mapping[str, Any]) -> Sam:
+    """A Sam with random weights, folded, its layers quantized and active as the record `about` of `path` says."""
     try:
         config, kinds = QuantConfig(**about["quant"]), dict(about["kinds"])
     except (KeyError, TypeError, ValueError) as error:
@@ -75,19 +74,38 @@ def read(path: Path | str) -> Sam:
     with torch.random.fork_rng(devices=[]):
         sam = zoo.build(name, **changes)
     fold(sam, values=False)
-    layers = quantize(sam, config, kinds)
+    for layer in quantize(sam, config, kinds).values():
+        layer.active = True
+    assert sam.quantization is not None
+    sam.quantization["provenance"] = dict(about.get("provenance") or {})
+    return sam
+
+
+def restored(
+    path: Path, name: str, changes: Mapping[str, Any], about: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> Sam:
+    """`build` with the weights of `state`: whole numbers, or floating point from which they are rounded. Raises
+    UserError where they do not fit the record."""
+    sam, state = build(path, name, changes, about), settled(state)
     if wrong := differences(sam.state_dict(), state):
         raise UserError(f"{path} is not the '{name}' that its record says ({wrong}): make it again")
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{path} holds NaN or infinity in {key}: quantize a model that is finite")
     for key in _layers(sam):
-        state[f"{key}.weight"] = state[f"{key}.weight"].float() * state[f"{key}.weight_scale"]
+        if not state[f"{key}.weight"].is_floating_point():
+            state[f"{key}.weight"] = state[f"{key}.weight"].float() * state[f"{key}.weight_scale"]
     sam.load_state_dict(state, strict=True)
-    for layer in layers.values():
-        layer.active = True
-    sam.form = "quantized"
     return sam
+
+
+def settled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict whose learned scales (frisket.quant.layers' `learn`) have become plain ones."""
+    plain = {key: value for key, value in state.items() if not key.endswith("stretch")}
+    for key in state.keys() - plain.keys():
+        scale = f"{key.removesuffix('stretch')}scale"
+        plain[scale] = plain[scale] * state[key].float().exp().view_as(plain[scale])
+    return plain
 
 
 def _digest(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:

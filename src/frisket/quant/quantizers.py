@@ -6,9 +6,15 @@ Source  TinySAM (arXiv 2312.13789), equation 10, and its two ranges for what com
 Ours    The two softmax ranges are chosen between, not added up: the released layers count what lies above the split
         twice. torchao's and onnxruntime's quantizers have no two ranges and no attention products; their affine grid is
         `affine` here, with a zero point that both read.
+Trained `straight` is what training computes with, `stretched` the scale that it learns (LSQ's, as a factor of the one
+        that was searched: always positive, and a step is a share of it).
 
 Scales broadcast against the tensor. b bits give the levels -2^(b-1) .. 2^(b-1) - 1.
 """
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +55,37 @@ def after_softmax(x: Tensor, split: Tensor, bits: int) -> Tensor:
     high = levels(bits)[1]
     coarse, fine = 1 / high, split / high
     return torch.where(x >= split, rounded(x / coarse).clamp(0, high) * coarse, rounded(x / fine).clamp(0, high) * fine)
+
+
+class _Straight(torch.autograd.Function):
+    """Keeps the input as it came, and computes the rest again for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, quantizer: Callable[[Tensor, Tensor], Tensor], x: Tensor, scale: Tensor) -> Tensor:
+        ctx.quantizer = quantizer
+        ctx.save_for_backward(x, scale)
+        return quantizer(x.float(), scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
+        x, scale = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
+        with torch.enable_grad():
+            quantized = ctx.quantizer(x.float(), scale).to(x.dtype)
+        return None, *torch.autograd.grad(quantized, (x, scale), gradients)
+
+
+def straight(quantizer: Callable[[Tensor, Tensor], Tensor], x: Tensor, scale: Tensor) -> Tensor:
+    """quantizer(x, scale) in float32, x's type out; gradients are the quantizer's own, and memory that of x alone."""
+    return _Straight.apply(quantizer, x, scale)  # type: ignore[return-value]
+
+
+def stretched(scale: Tensor, stretch: Tensor, shared_by: int, bits: int) -> Tensor:
+    """scale e^stretch; the gradient of `stretch` is divided by sqrt(numbers that share it x highest level), as in LSQ
+    (arXiv 1902.08153, section 2.2): else it would dwarf those of weights. What rounds to the last level counts as
+    inside, as in torch's learnable quantizer; LSQ ends the inside half a step before."""
+    wide = stretch.float()
+    graded = wide.detach() + (wide - wide.detach()) / math.sqrt(max(1, shared_by) * levels(bits)[1])
+    return scale * graded.exp().view_as(scale)
 
 
 def widest(x: Tensor, bits: int, axis: int | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
@@ -147,19 +147,26 @@ class Recipe(L.LightningModule):
 
     # --- shared machinery
 
-    def initial(self) -> Sam | None:
+    def floating(self, key: str, name: str) -> Sam:
+        """The Sam that the setting `key` names. Raises UserError for a quantized one."""
+        sam = checkpoint.load(name, trust=self.config.trust)
+        if sam.form != "float":
+            raise UserError(f"{key}={name} is quantized: give the float model it was made of")
+        return sam
+
+    def initial(self, form: Literal["float", "quantized"] = "float") -> Sam | None:
         """The Sam that `init_from` names; None when it names none. A run that is resumed needs only its shape, which
-        the checkpoint knows: `init_from` may be gone by then. Raises UserError where its side is not the data's."""
+        the checkpoint knows: `init_from` may be gone by then. Raises UserError where its side is not the data's, and
+        where it is not of that form."""
         if not self.config.init_from:
             return None
         if self.resume:
             sam = checkpoint.like(self.resume)
         else:
             sam = checkpoint.load(self.config.init_from, trust=self.config.trust)
-        if sam.form != "float":
-            raise UserError(
-                f"init_from={self.config.init_from} is quantized: start from the float model it was made of"
-            )
+        if sam.form != form:
+            mend = "start from the float model it was made of" if form == "float" else "give what `frisket quant` wrote"
+            raise UserError(f"init_from={self.config.init_from} is {sam.form}: {mend}")
         if sam.image_size != self.config.data.image_size:  # it would be judged at a side it was not trained at
             raise UserError(
                 f"init_from={self.config.init_from} holds a model of {sam.image_size} px and "

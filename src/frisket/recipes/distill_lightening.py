@@ -129,7 +129,7 @@ class Module(Taught):
     def build_sam(self) -> Sam:
         config = self.config
         self.planned = config.trainer.max_steps
-        sam = self.build_pair()
+        sam = self.build_pair(self.config.student)
         self.freeze(sam.prompt_encoder, sam.mask_decoder)
         student = sam.image_encoder
         mine, theirs = student.taps, self.teacher.image_encoder.taps

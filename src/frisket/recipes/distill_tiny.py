@@ -75,30 +75,33 @@ class DistillConfig:
 
 
 @dataclass
-class Config(TaughtConfig):
-    """TinySAM's training."""
+class TermsConfig(TaughtConfig):
+    """What a step asks and compares."""
 
-    student: ModelSpec = field(default_factory=lambda: ModelSpec("tiny_sam"))
-    """What to teach, where `init_from` does not; its prompt encoder and decoder begin as the teacher's."""
     hard: HardConfig = field(default_factory=HardConfig)
     """Which prompts."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """Which loss."""
 
 
-class Module(Taught):
-    """The student's image encoder and, slowly, its mask decoder are trained; its prompt encoder stays as it is."""
+@dataclass
+class Config(TermsConfig):
+    """TinySAM's training."""
 
-    config: Config
+    student: ModelSpec = field(default_factory=lambda: ModelSpec("tiny_sam"))
+    """What to teach, where `init_from` does not; its prompt encoder and decoder begin as the teacher's."""
 
-    def build_sam(self) -> Sam:
-        sam, config = self.build_pair(), self.config.distill
+
+class Terms(Taught):
+    """The loss, for this recipe and for qat_tiny."""
+
+    config: TermsConfig
+
+    def spare(self, sam: Sam) -> None:
+        """Freeze what is not taught: the prompt encoder, and what no term asks. Raises UserError for no term at all."""
         if not any(self.weights().values()):
             raise UserError("all weights of distill are 0: give one of embedding, token, output, focal, dice, iou")
         self.freeze(sam.prompt_encoder, *self.untaught(sam))
-        if config.batchnorm == "frozen":
-            self.frozen = (*self.frozen, *(part for part in sam.modules() if isinstance(part, nn.BatchNorm2d)))
-        return sam
 
     def weights(self) -> dict[str, float]:
         """{term: its weight in the loss}."""
@@ -202,6 +205,19 @@ class Module(Taught):
         )
         best = theirs.argmax(dim=1)
         return hardness(picked(theirs, best), picked(mine, best), epsilon=self.config.distill.epsilon)
+
+
+class Module(Terms):
+    """The student's image encoder and, slowly, its mask decoder are trained; its prompt encoder stays as it is."""
+
+    config: Config
+
+    def build_sam(self) -> Sam:
+        sam = self.build_pair(self.config.student)
+        self.spare(sam)
+        if self.config.distill.batchnorm == "frozen":
+            self.frozen = (*self.frozen, *(part for part in sam.modules() if isinstance(part, nn.BatchNorm2d)))
+        return sam
 
 
 def histogram(weights: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from frisket import checkpoint
 from frisket.errors import UserError
 from frisket.losses import answer_loss
 from frisket.models.sam import Sam
@@ -46,7 +45,7 @@ class Module(Recipe):
             )
         self.teachers: list[Sam] = []  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
         if self.config.teacher:
-            self.teachers = [checkpoint.load(self.config.teacher, trust=self.config.trust).requires_grad_(False)]
+            self.teachers = [self.floating("teacher", self.config.teacher).requires_grad_(False)]
             if self.config.prompts.rounds > 1 or self.teachers[0].image_size != sam.image_size:
                 raise UserError(
                     f"teacher={self.config.teacher} answers one round at its own {self.teachers[0].image_size} px: set "

@@ -5,7 +5,7 @@ with the teacher's prompt encoder and mask decoder (their shapes are those of ev
 `init_from` gives it all three.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,12 +19,10 @@ from frisket.sample import Batch
 
 @dataclass
 class TaughtConfig(RecipeConfig):
-    """A frozen teacher and the model it teaches."""
+    """A frozen teacher."""
 
     teacher: str = "sam_vit_h"
     """A zoo name, run folder or checkpoint file."""
-    student: ModelSpec = field(default_factory=ModelSpec)
-    """What to teach; its prompt encoder and decoder begin as the teacher's."""
 
 
 class Taught(Recipe):
@@ -32,23 +30,27 @@ class Taught(Recipe):
 
     config: TaughtConfig
 
-    def build_pair(self) -> Sam:
-        """Load the teacher and return the student, everything of it still to be trained. Raises UserError where their
-        embeddings do not fit together."""
-        config = self.config
-        teacher = checkpoint.load(config.teacher, trust=config.trust).requires_grad_(False).eval()
-        self.teachers = [teacher]  # a list hides it from nn.Module: out of state_dict, optimizer and DDP
-        if teacher.image_size != config.data.image_size:
-            warn(f"teacher={config.teacher} is of {teacher.image_size} px and is asked at {config.data.image_size} px")
+    def build_pair(self, spec: ModelSpec) -> Sam:
+        """Load the teacher and return the student, built as `spec` says where `init_from` does not, everything of it
+        still to be trained. Raises UserError where their embeddings do not fit together."""
+        teacher = self.floating("teacher", self.config.teacher)
         started = self.initial()
-        sam = started or build_model(config.student, config.data.image_size)
-        mine, theirs = sam.image_encoder.channels, teacher.image_encoder.channels
-        if mine != theirs:
-            raise UserError(f"the student's embedding has {mine} channels and the teacher's {theirs}: make them equal")
+        sam = started or build_model(spec, self.config.data.image_size)
+        self.hear(teacher, sam)
         if started is None:
             sam.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
             sam.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
         return sam
+
+    def hear(self, teacher: Sam, student: Sam) -> None:
+        """Let `teacher` teach. Raises UserError where their embeddings do not fit together."""
+        self.teachers = [teacher.requires_grad_(False).eval()]  # a list hides it from nn.Module: state_dict, DDP
+        side, asked = teacher.image_size, self.config.data.image_size
+        if side != asked:
+            warn(f"teacher={self.config.teacher} is of {side} px and is asked at {asked} px")
+        mine, theirs = student.image_encoder.channels, teacher.image_encoder.channels
+        if mine != theirs:
+            raise UserError(f"the student's embedding has {mine} channels and the teacher's {theirs}: make them equal")
 
     @property
     def teacher(self) -> Sam:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from frisket.errors import UserError
 from frisket.files import check_zip
-from frisket.weights.stored import Stored, model, own, tensors, unpickle
+from frisket.weights.stored import Stored, model, own, quantization, tensors, unpickle
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch: it overrules a caller's weights_only=False
@@ -46,7 +46,7 @@ def read(folder: Path, *, trust: bool) -> Stored:
     if any(part.name.endswith("_optim_states.pt") for part in parts):
         # ZeRO: there the trained weights are in fp32, whatever the module is in
         state |= bare(_merge(folder, inside.name, trust))
-    return Stored(name, changes, own(state, folder))
+    return Stored(name, changes, own(state, folder), quantization(record))
 
 
 def bare(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from frisket.weights.stored import Stored, model, own, tensors
+from frisket.weights.stored import Stored, model, own, quantization, tensors
 
 
 def read(content: Mapping[str, Any], path: Path) -> Stored:
     """The trained Sam; other modules are left out."""
-    return Stored(*model(content["frisket"], path), own(tensors(content.get("state_dict"), path), path))
+    record = content["frisket"]
+    return Stored(*model(record, path), own(tensors(content.get("state_dict"), path), path), quantization(record))

@@ -10,7 +10,7 @@ from frisket.errors import UserError
 from frisket.files import atomic
 from frisket.models import zoo
 from frisket.models.sam import Sam
-from frisket.weights.stored import Stored, model, tensors
+from frisket.weights.stored import Stored, model, quantization, tensors
 
 FORMAT = 1
 
@@ -20,7 +20,7 @@ def read(content: Mapping[str, Any], path: Path) -> Stored:
     if content["frisket"] != FORMAT:
         given = content["frisket"]
         raise UserError(f"{path} has format {given!r} and this frisket reads {FORMAT}: use the frisket that wrote it")
-    return Stored(*model(content, path), tensors(content.get("state_dict"), path))
+    return Stored(*model(content, path), tensors(content.get("state_dict"), path), quantization(content))
 
 
 def save(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any] | None = None) -> None:

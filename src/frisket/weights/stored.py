@@ -21,8 +21,8 @@ from frisket.weights.layout import some
 
 PREFIX = "sam."
 """Of the trained Sam inside a training module's state dict."""
-FORMS = ("float",)
-"""How numbers are stored, a record's `form`; "float" where it says nothing. Quantized forms join here."""
+FORMS = ("float", "quantized")
+"""How a Sam computes, a record's `form`; "float" where it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Stored:
     """Of the encoder's config."""
     state: dict[str, Tensor]
     """Under Sam's own keys."""
+    quantization: dict[str, Any] | None = None
+    """`Sam.quantization`, for frisket.quant.packed to build it by."""
 
 
 def model(record: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
@@ -48,6 +50,12 @@ def model(record: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path} names the model {name!r}: {nearest(str(name), names())}")
     # `patch` was a setting once, which only ever worked at 16
     return str(name), {str(key): value for key, value in changes.items() if (key, value) != ("patch", 16)}
+
+
+def quantization(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of a record; None where it is of a float model."""
+    kept = {key: record.get(key) for key in ("quant", "kinds", "provenance")}
+    return kept if record.get("form") == "quantized" else None
 
 
 def own(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

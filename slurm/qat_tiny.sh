@@ -1,0 +1,14 @@
+#!/bin/bash
+# TinySAM: training of a quantized model (ours). How to start it: slurm/env.sh.
+#SBATCH --job-name=qat_tiny
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --gres=gpu:4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=12:00:00
+#SBATCH --signal=SIGUSR1@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+source "${SLURM_SUBMIT_DIR:-$PWD}/slurm/env.sh"
+launch frisket train configs/qat_tiny.yaml "$@"
