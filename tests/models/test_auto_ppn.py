@@ -1,0 +1,80 @@
+"""AutoPPN: the counts it was fitted to, any embedding of 256 channels, and the picker against plain loops."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from frisket.models import zoo
+from frisket.models.auto_ppn import PEAKS, AutoPPN, AutoPPNConfig, Proposals, pick
+
+
+def test_it_has_the_counts_it_was_fitted_to() -> None:
+    with torch.device("meta"):
+        net = AutoPPN(AutoPPNConfig())
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 256, 40, 40))
+        lite = zoo.build("lite_sam_640")
+    parameters = sum(p.numel() for p in net.parameters())
+    assert parameters == 67_983 and counter.get_total_flops() // 2 == 870_912_000
+    whole = parameters + sum(p.numel() for p in lite.parameters())
+    assert whole == 4_234_463  # 4.2 M are published
+
+
+@pytest.mark.parametrize("stem", ["mspm", "conv"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_it_attaches_to_any_embedding_and_every_weight_learns(stem: str, groups: int) -> None:
+    torch.manual_seed(0)
+    net = AutoPPN(AutoPPNConfig(width=8, stem=stem, groups=groups))  # type: ignore[arg-type]
+    sam = zoo.build("sam_vit_t", image_size=64, width=32, depth=1, heads=2, global_blocks=(0,))
+    embedding = sam.encode(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.full((2, 2), 64))
+    heat, boxes = net(embedding)
+    assert heat.shape == (2, groups, 16, 16) and boxes.shape == (2, groups, 4, 16, 16)
+    assert heat.sigmoid().mean() == pytest.approx(0.1, abs=0.05)
+    (heat.square().mean() + boxes.square().mean()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+
+
+def picked(proposals: Proposals, sizes: torch.Tensor, count: int) -> list[list[tuple]]:
+    """pick, cell by cell: [(score, group, point, box)] of each image, best first; peaks alone."""
+    heat, boxes = proposals
+    side, out = heat.shape[-1], []
+    for b in range(len(heat)):
+        height, width = sizes[b].tolist()
+        found = []
+        for g in range(heat.shape[1]):
+            reach = (PEAKS if heat.shape[1] == 3 else PEAKS[:1])[g] // 2
+            for i in range(side):
+                for j in range(side):
+                    if 4 * i + 2 >= height or 4 * j + 2 >= width:
+                        continue
+                    around = heat[b, g, max(0, i - reach) : i + reach + 1, max(0, j - reach) : j + reach + 1]
+                    inner = around[: max(0, -(-(height - 2) // 4) - max(0, i - reach)),
+                                   : max(0, -(-(width - 2) // 4) - max(0, j - reach))]  # fmt: skip
+                    if heat[b, g, i, j] >= inner.max():
+                        left, up, right, down = (4 * side * boxes[b, g, :, i, j]).tolist()
+                        x, y = 4 * j + 2, 4 * i + 2
+                        box = (max(0, x - left), max(0, y - up), min(width, x + right), min(height, y + down))
+                        found.append((float(heat[b, g, i, j].sigmoid()), g, (x - 0.5, y - 0.5), box))
+        out.append(sorted(found, key=lambda row: -row[0])[:count])
+    return out
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_picker_takes_the_highest_peaks_of_the_photograph(groups: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    heat = torch.randn(2, groups, 24, 24, generator=generator)
+    boxes = torch.rand(2, groups, 4, 24, 24, generator=generator) * 0.4
+    sizes = torch.tensor([[96, 70], [61, 96]])
+    heat[:, :, 20:, 20:] = 9.0  # loud padding of both
+    answer = pick(Proposals(heat, boxes), sizes, 20)
+    for b, rows in enumerate(picked(Proposals(heat, boxes), sizes, 20)):
+        assert len(rows) == 20 or (answer.scores[b, len(rows) :] == 0).all()
+        for n, (score, group, point, box) in enumerate(rows):
+            assert float(answer.scores[b, n]) == pytest.approx(score, abs=1e-6)
+            assert int(answer.groups[b, n]) == group and answer.points[b, n].tolist() == list(point)
+            assert answer.boxes[b, n].tolist() == pytest.approx(box, abs=1e-3)
+
+
+def test_more_points_than_cells_is_all_cells() -> None:
+    answer = pick(Proposals(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, 4)), torch.tensor([[16, 16]]), 256)
+    assert answer.points.shape == (1, 16, 2)
