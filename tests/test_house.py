@@ -21,7 +21,7 @@ SRC = Path(__file__).parents[1] / "src" / "frisket"
 FLOORS = (
     {"bounds", "config", "errors", "files", "geometry", "plugins", "runfiles"},
     {"sample", "kernels", "losses", "optim", "place"},
-    {"models", "prompts", "picture", "environment"},
+    {"models", "prompts", "picture", "environment", "proposals"},
     {"data", "weights", "predict", "fidelity"},
     {"everything", "quant"},
     {"checkpoint"},

@@ -23,6 +23,7 @@ from frisket import checkpoint, config
 from frisket.models import zoo
 from frisket.models.blocks import Attend
 from frisket.models.sam import Sam
+from frisket.proposals import Targets
 from frisket.quant import packed
 from frisket.quant.layers import fold
 from frisket.recipes import qat_tiny
@@ -115,6 +116,10 @@ def an_image(name: str) -> float:
         given = batch(images, 0)
         if name == "distill_lightening":
             return kept(lambda: recipe.training_step(given, 0), recipe)
+        if name == "train_autoppn":
+            maps = Targets(torch.empty(images, 3, 256, 256), torch.empty(images, 3, 4, 256, 256))
+            embedding = torch.empty(images, 256, 64, 64)
+            return kept(lambda: sum(recipe.terms(embedding, maps, given.sizes).values()), recipe)
         frozen = not any(weight.requires_grad for weight in recipe.sam.image_encoder.parameters())
         return 0 if frozen else kept(lambda: recipe.sam.encode(given.images, given.sizes), recipe)
 
@@ -157,7 +162,7 @@ def needed(name: str, place: dict[str, Any]) -> float:
     loaded = config.load(module.Config, [CONFIGS / f"{name}.yaml"])
     images, total = place["images_per_device"], CUDA + weights(name)
     total += images * an_image(name)
-    if name != "distill_lightening":
+    if name not in ("distill_lightening", "train_autoppn"):  # these two ask the decoder nothing
         masks = images * loaded.data.masks_per_image
         # what each mask holds all the time: the grids that rounds hand on, or those of the teacher's three answers
         held = 3 if name in TAUGHT else loaded.prompts.rounds

@@ -108,7 +108,7 @@ def test_a_plug_in_is_evaluated(strips: None, tiny_shards: Path, tiny_teacher: P
 
 
 def test_its_settings_are_its_own(strips: None) -> None:
-    assert STRATEGIES.names() == ["grid", "hierarchical", "toy_strips"]
+    assert STRATEGIES.names() == ["autoppn", "grid", "hierarchical", "toy_strips"]
     with pytest.raises(UserError, match="everything: unknown key 'strip', did you mean 'strips'"):
         chosen({"strategy": "toy_strips", "strip": 3})
     with pytest.raises(UserError, match="unknown key 'points_per_side'"):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frisket.errors import UserError
 from frisket.geometry import CELL, cell_to_input, inside
 from frisket.models.blocks import ConvBN
 from frisket.models.encoder import STRIDE
@@ -27,7 +28,7 @@ PEAKS = (3, 7, 13)
 
 @dataclass(frozen=True)
 class AutoPPNConfig:
-    """Shape of an AutoPPN."""
+    """Shape of an AutoPPN. Raises UserError for sizes that do not fit."""
 
     channels: int = 256
     """Of the image embedding."""
@@ -37,6 +38,12 @@ class AutoPPNConfig:
     """How far a cell hears before the maps are enlarged: pooling of three sizes, or Table 2's 3 x 3 convolution."""
     groups: Literal[1, 3] = 3
     """Heat maps: one for each of three sizes of objects, or Table 2's single one."""
+
+    def __post_init__(self) -> None:
+        if self.stem not in ("mspm", "conv") or self.groups not in (1, 3):
+            raise UserError(f"AutoPPN: stem={self.stem} must be mspm or conv, and groups={self.groups} 1 or 3")
+        if min(self.channels, self.width) < 1:
+            raise UserError(f"AutoPPN: channels={self.channels} and width={self.width} must be 1 or more")
 
 
 class Proposals(NamedTuple):
@@ -105,7 +112,7 @@ def pick(proposals: Proposals, sizes: Tensor, count: int) -> Picked:
     cells = torch.stack([cell % side, cell // side], dim=-1)
     ways = boxes.flatten(3).permute(0, 1, 3, 2).flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
     points, whole = cell_to_input(cells), side * CELL
-    centres = points + 0.5  # a box is told between pixels, a point in them
-    corners = torch.cat([centres - ways[..., :2] * whole, centres + ways[..., 2:] * whole], dim=-1)
+    centres, reach = points + 0.5, ways.clamp(min=0) * whole  # a box is told between pixels, a point in them
+    corners = torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], dim=-1)
     limit = sizes.to(corners).flip(1).repeat(1, 2)[:, None]
     return Picked(points, torch.minimum(corners.clamp(min=0), limit), scores, group)

@@ -6,11 +6,13 @@ Source  Segment Anything (arXiv 2304.02643); `decode` over many images at once i
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from frisket.models.auto_ppn import AutoPPN, AutoPPNConfig
 from frisket.models.mask_decoder import MaskDecoder
 from frisket.models.prompt_encoder import PromptEncoder
 from frisket.sample import IGNORED, Prediction, Prompts
@@ -19,10 +21,13 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 SAM_HIDDEN = 2048
 """Hidden channels of the decoder's MLPs in SAM."""
+PROPOSALS = "auto_ppn"
+"""Of `changes`, where a Sam has the part; its key in the state dict, too."""
 
 
 class Sam(nn.Module):
-    """The three parts under Meta's names. `name` and `changes` are what `frisket.models.zoo.build` was given.
+    """The three parts under Meta's names, and Lite-SAM's AutoPPN where there is one. `name` and `changes` are what
+    `frisket.models.zoo.build` was given.
 
     `image_encoder` is an nn.Module that meets `frisket.models.encoder.ImageEncoder`.
     """
@@ -42,9 +47,16 @@ class Sam(nn.Module):
         self.prompt_encoder = PromptEncoder(self.image_size, image_encoder.channels)
         hidden = getattr(image_encoder.config, "decoder_hidden", SAM_HIDDEN)
         self.mask_decoder = MaskDecoder(image_encoder.channels, hidden=hidden)
+        self.auto_ppn: AutoPPN | None = None
         # Not persistent: the public checkpoints do not hold them, and strict loading wants exactly their keys.
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+
+    def propose(self, config: AutoPPNConfig) -> AutoPPN:
+        """Add an AutoPPN with random weights, which every checkpoint of this Sam then holds."""
+        self.auto_ppn = AutoPPN(config).to(self.device)
+        self.changes = self.changes | {PROPOSALS: asdict(config)}
+        return self.auto_ppn
 
     @property
     def form(self) -> str:

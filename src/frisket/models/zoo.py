@@ -5,7 +5,7 @@ Source  our choice: the rows stand in the encoders' own files (`ENCODERS`, see `
         or in a plug-in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from enum import Enum
 from typing import Any
@@ -14,8 +14,9 @@ import torch
 
 from frisket import plugins
 from frisket.errors import UserError, nearest
+from frisket.models.auto_ppn import AutoPPNConfig
 from frisket.models.encoder import MEMBERS, Entry
-from frisket.models.sam import Sam
+from frisket.models.sam import PROPOSALS, Sam
 
 MODELS = plugins.Room("frisket.models", "model", "ENCODERS")
 """The files of this folder that hold rows, and plug-ins."""
@@ -62,19 +63,20 @@ def plain(value: Any) -> Any:
 
 
 def build(name: str, **encoder_changes: Any) -> Sam:
-    """A Sam with random weights whose encoder is `name`, with some fields of its config changed.
+    """A Sam with random weights whose encoder is `name`, with some fields of its config changed; `auto_ppn`, a mapping
+    of AutoPPNConfig's fields, adds that part.
 
     Raises UserError for an unknown name or field (with the nearest right one), for values the config refuses or that
     make more than LIMIT weights, and for a plug-in's encoder that lacks a member of the contract.
     """
     row = entry(name)
-    known = [field.name for field in fields(row.config)]
+    known = [*(field.name for field in fields(row.config)), PROPOSALS]
     for key in encoder_changes:
         if key not in known:
             raise UserError(f"model '{name}' has no setting '{key}': {nearest(key, known)}")
     changes = {key: plain(value) for key, value in encoder_changes.items()}
     try:
-        config = replace(row.config, **changes)
+        config = config_of(name, changes)
         with torch.device("meta"):  # no memory yet
             weights = sum(weight.numel() for weight in row.encoder(config).parameters()) if changes else 0
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # a word for a number, a size below 1
@@ -86,7 +88,20 @@ def build(name: str, **encoder_changes: Any) -> Sam:
     encoder = row.encoder(config)
     if lacking := [member for member in MEMBERS if not hasattr(encoder, member)]:
         raise UserError(f"model '{name}' lacks {', '.join(lacking)}: see frisket.models.encoder.ImageEncoder")
-    return Sam(encoder, name, changes)
+    sam = Sam(encoder, name, changes)
+    proposals = changes.get(PROPOSALS)
+    if proposals is not None:
+        try:
+            sam.propose(AutoPPNConfig(**proposals))
+        except TypeError as error:
+            known = [field.name for field in fields(AutoPPNConfig)]
+            raise UserError(f"{PROPOSALS}={proposals} must be settings of AutoPPN: {', '.join(known)}") from error
+    return sam
+
+
+def config_of(name: str, changes: Mapping[str, Any]) -> Any:
+    """The encoder's config as `build` makes it."""
+    return replace(entry(name).config, **{key: value for key, value in changes.items() if key != PROPOSALS})
 
 
 def spec(sam: Sam) -> tuple[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ step, rank, keys), so a resumed run repeats an uninterrupted one without storing
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -118,6 +118,8 @@ class Recipe(L.LightningModule):
     """A stage of training. `self.sam` is the model trained; whatever else (teachers) stays out of the checkpoint."""
 
     frozen: tuple[nn.Module, ...] = ()
+    proposes = False
+    """Whether it trains the Sam's AutoPPN, which else stays as it is, where there is one."""
 
     def __init__(self, config: RecipeConfig, resume: Resume | None = None) -> None:
         """`resume`: the training checkpoint whose weights Lightning will load into this module before it trains."""
@@ -125,6 +127,8 @@ class Recipe(L.LightningModule):
         self.config = config
         self.resume = resume
         self.sam = self.build_sam()
+        if self.sam.auto_ppn is not None and not self.proposes:
+            self.freeze(self.sam.auto_ppn)
         # torch's types know a ModuleDict's entries as modules only
         self.val_iou = cast(Mapping[str, MaskIoU], nn.ModuleDict({name: MaskIoU() for name in PROMPTS}))
         self.val_mean = cast(Mapping[str, Mean], nn.ModuleDict({name: Mean() for name in CURVES}))
@@ -302,6 +306,5 @@ def check_model(key: str, spec: ModelSpec, image_size: int) -> None:
 
 
 def knobs(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """An encoder's whole config, defaults included, as plain data."""
-    config = asdict(replace(zoo.entry(name).config, **changes))
-    return {key: zoo.plain(value) for key, value in config.items()}
+    """An encoder's whole config, defaults included, as plain data; and what else `changes` adds to a Sam."""
+    return {key: zoo.plain(value) for key, value in (changes | asdict(zoo.config_of(name, changes))).items()}

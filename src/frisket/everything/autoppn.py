@@ -1,0 +1,60 @@
+"""Strategy `autoppn`, Lite-SAM's: the model itself proposes where to click (frisket.models.auto_ppn).
+
+Use     everything(predictor, Config())      # on the command line: everything.strategy=autoppn
+Source  Lite-SAM (arXiv 2407.08965): 256 points. Three ways to ask about them; which one was timed is not told, so `ask`
+        is a setting: clicks with three masks each, or one mask of the proposed box, with or without its click.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from frisket.errors import UserError
+from frisket.everything.candidates import Candidates, Filters, sift
+from frisket.everything.strategy import BaseStrategy
+from frisket.models.auto_ppn import pick
+from frisket.predict.predictor import Predictor
+from frisket.sample import FOREGROUND, Prompts
+
+
+@dataclass
+class Config(Filters):
+    """Lite-SAM's proposals."""
+
+    strategy: str = "autoppn"
+    """How masks are asked for: a file of frisket.everything, or a plug-in."""
+    points: int = field(default=256, metadata={"least": 1, "most": 65536})
+    """Proposals of a picture, at most."""
+    ask: Literal["point", "box", "point+box"] = "point"
+    """With what: point: its click, three masks; box, point+box: one mask."""
+
+
+class Strategy(BaseStrategy):
+    """Every proposal."""
+
+    config: Config
+
+    def ask(self, predictor: Predictor, layer: int) -> Iterator[Candidates]:
+        """Batches of proposals, surest first."""
+        sam, config, frame = predictor.sam, self.config, predictor.frame
+        if sam.auto_ppn is None:
+            raise UserError(
+                f"'{sam.name}' has no AutoPPN to propose points: train one on it (frisket train train_autoppn "
+                "init_from=RUN), or set everything.strategy=grid"
+            )
+        sizes = torch.tensor([frame.size], device=sam.device)
+        points, boxes, scores, _ = (part[0] for part in pick(sam.auto_ppn(predictor.embedding), sizes, config.points))
+        count = max(1, int((scores > 0).sum()))  # those after are no peaks, put there to fill up
+        for chosen in torch.arange(count).split(config.points_per_batch):
+            xy = points[chosen]
+            clicked, labels = xy[:, None], torch.full((len(chosen), 1), FOREGROUND, device=sam.device)
+            prompts = Prompts() if config.ask == "box" else Prompts(clicked, labels)
+            if config.ask != "point":
+                prompts.boxes = boxes[chosen]
+            yield sift(frame.to_original(xy), predictor.ask(prompts, multimask=config.ask == "point"), frame, config)
+
+    def words(self) -> str:
+        """How many, and asked how."""
+        return f"{self.config.points} points of AutoPPN, asked by {self.config.ask}"
