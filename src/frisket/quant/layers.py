@@ -287,7 +287,7 @@ def quantize(sam: Sam, config: QuantConfig, kinds: Mapping[str, Kind]) -> dict[s
     return layers
 
 
-def learn(layers: Iterable[Layer], *, weights: bool = True, inputs: bool = True) -> None:
+def learn(layers: Iterable[Quantized | QuantAttend], *, weights: bool = True, inputs: bool = True) -> None:
     """Make scales parameters that start at what they are: those of weights, of inputs, or both."""
     for layer in layers:
         if weights and isinstance(layer, Quantized):

@@ -71,7 +71,8 @@ class _Straight(torch.autograd.Function):
         x, scale = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
         with torch.enable_grad():
             quantized = ctx.quantizer(x.float(), scale).to(x.dtype)
-        return None, *torch.autograd.grad(quantized, (x, scale), gradients)
+        of_x, of_scale = torch.autograd.grad(quantized, (x, scale), gradients)
+        return None, of_x, of_scale
 
 
 def straight(quantizer: Callable[[Tensor, Tensor], Tensor], x: Tensor, scale: Tensor) -> Tensor:
