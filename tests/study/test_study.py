@@ -128,7 +128,10 @@ def test_a_wrong_key_of_an_arm_is_found_before_anything_runs(
 
 
 @pytest.mark.parametrize("words", [["lightening"], ["lightening", "lightening_bsds500"]], ids=lambda words: words[-1])
-def test_every_shipped_study_is_laid_out_and_its_settings_load(words: list[str], tmp_path: Path) -> None:
+def test_every_shipped_study_is_laid_out_and_its_settings_load(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FRISKET_DATA", raising=False)  # a study says where all its data are
     given = ["prepare.photographs.inputs=BSDS500"] if "lightening_bsds500" in words else []
     study = config.load(StudyConfig, [STUDIES / f"{word}.yaml" for word in words], [f"out={tmp_path}", *given])
     laid = plan(study, words[-1])

@@ -219,15 +219,14 @@ def remember(laid: Plan) -> None:
 
 
 def check(laid: Plan) -> None:
-    """Load the settings of everything but data, so that a wrong key is found before the first hour. Raises
-    UserError."""
+    """Load the settings of everything but data, so that a wrong key, or a variable that is not set, is found before the
+    first hour. Raises UserError."""
     for step in [*laid.prepare, *laid.cells()]:
         files = [settings.find(step.yaml) or step.yaml, record(step)]
         if step.verb != "prep":
             quant = step.verb == "quant"
             schema = QuantRun if quant else RECIPES.find(str(settings.peek(files, [], "recipe"))).Config
-            with settings.unset_kept():
-                settings.load(schema, files)
+            settings.load(schema, files)
 
 
 def _last(log: Path) -> str:
