@@ -178,6 +178,10 @@ def _where(text: str) -> Path:
         return _public(text)
     path, folder = Path(text), os.environ.get("FRISKET_WEIGHTS")
     if path.exists():
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(
+                f"{path} is a pipe or a device, and no checkpoint: give a file, a run folder or a model's name"
+            )
         return path
     if os.sep in text:
         raise UserError(f"there is no checkpoint at {path}: give a file, a run folder or a model's name")

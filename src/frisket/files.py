@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,17 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def writable(out: Path, said: str) -> None:
+    """Raise UserError where nothing can be written into the folder `out`, or to where it is to be: hours later would be
+    too late to hear. said: the setting, as in `out=runs/x`."""
+    folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{said} cannot be written ({error.strerror}): give another folder") from error
 
 
 def sync(path: Path) -> None:

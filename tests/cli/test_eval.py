@@ -120,6 +120,9 @@ def test_a_second_start_skips_what_is_finished(
         assert start("limit=2")[0] == "== miou"
     file.write_text("{")
     assert start("limit=2")[0] == "== miou"
+    assert (out / "miou" / "masks.png").is_file()
+    start("pictures=0")  # no picture of an older result stays beside a new one
+    assert not list((out / "miou").glob("*.png"))
 
 
 def interrupted(*_: object) -> None:

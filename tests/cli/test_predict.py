@@ -1,6 +1,7 @@
 """`frisket predict` end to end on a tiny model: files, prompts, and one sentence for each mistake."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,10 @@ def test_prompts_carry_the_number_of_their_mask(photo: Path, tiny_teacher: Path,
         (["{photo}", "box=[1,1,9,9]", "place.devices=2"], "predict works on one device"),
         (["{photo}", "box=[1,1,9,9]", "place.accelerator=tpu"], "must be one of auto, cpu, gpu, cuda"),
         (["nowhere/*.jpg", "box=[1,1,9,9]"], "there are no pictures in nowhere/*.jpg"),
+        (["{photo}", "box=[1,1,9,9]", "image_size=100"], "image_size=100 must be a multiple of 16, e.g. 64"),
+        (["{photo}", "box=[1,1,9,9]", "out={text}/m.png"], "text.jpg/m.png cannot be written (Not a directory)"),
+        (["{photo}", "box=[1,1,9,9]", "out={folder}.png"], "is a folder where the picture is to be"),
+        (["{photo}", "box=[1,1,9,9]", "checkpoint={pipe}"], "is a pipe or a device, and no checkpoint"),
     ],
 )
 def test_mistakes_get_one_sentence_and_leave_nothing(
@@ -191,7 +196,10 @@ def test_mistakes_get_one_sentence_and_leave_nothing(
 ) -> None:
     text, out = tmp_path / "text.jpg", tmp_path / "out" / "m.png"
     text.write_text("not a picture")
-    words = [word.format(photo=photo, text=text) for word in words]
+    folder, pipe = tmp_path / "taken", tmp_path / "pipe"
+    folder.with_suffix(".png").mkdir()
+    os.mkfifo(pipe)
+    words = [word.format(photo=photo, text=text, folder=folder, pipe=pipe) for word in words]
     code = main(["predict", f"checkpoint={tiny_teacher}", f"out={out}", *words])
     told = capsys.readouterr()
     assert code == 2 and says in told.err, told.err

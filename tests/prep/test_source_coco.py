@@ -145,6 +145,13 @@ def test_changed_annotations_and_photographs_are_read_again(tmp_path: Path, reje
     assert [row["key"] for row in rejections(tmp_path / "out")] == ["coco_12"]
 
 
+def test_an_image_that_is_listed_twice_is_one_sentence_and_nothing_is_left(tmp_path: Path) -> None:
+    instances(tmp_path, numbers=(3, 7, 7))
+    with pytest.raises(UserError, match="lists the image 7 more than once"):
+        prep(config(tmp_path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_missing_is_one_sentence(tmp_path: Path) -> None:
     instances(tmp_path)
     for changes, words in (

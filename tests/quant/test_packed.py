@@ -30,6 +30,11 @@ def saved(tiny: Sam, batches: list[Batch], tmp_path: Path) -> tuple[Path, Sam]:
     return tmp_path / "model.safetensors", tiny
 
 
+def test_whoever_may_read_a_new_file_here_may_read_it(saved: tuple[Path, Sam], tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    assert saved[0].stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_the_same_answers_come_back(saved: tuple[Path, Sam], batches: list[Batch]) -> None:
     path, sam = saved
     loaded = checkpoint.load(path)

@@ -1,6 +1,7 @@
 """Which results share a table, which join a published one, and what a damaged file says."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,9 @@ def test_a_missing_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
     assert "there is no run at" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
     assert "holds none of eval.json, metrics.csv, quant.json" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["report", str(tmp_path / "pipe")]) == 2
+    assert "there is no run at" in capsys.readouterr().err
     assert main(["report"]) == 2
     assert "report needs runs" in capsys.readouterr().err
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")

@@ -123,8 +123,9 @@ def test_a_wrong_key_of_an_arm_is_found_before_anything_runs(
 ) -> None:
     (tmp_path / "tiny.yaml").write_text((tmp_path / "tiny.yaml").read_text().replace("schedule: neck", "schedul: neck"))
     assert main(tiny) == 2
-    assert "distill.schedul" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "train").exists()
+    said = capsys.readouterr().err
+    assert "the study's neck: unknown key 'distill.schedul'" in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("words", [["lightening"], ["lightening", "lightening_bsds500"]], ids=lambda words: words[-1])

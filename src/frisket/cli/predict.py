@@ -30,7 +30,7 @@ from frisket.errors import UserError
 from frisket.everything.generator import everything
 from frisket.everything.limits import own_limits
 from frisket.everything.strategy import chosen, describe
-from frisket.files import atomic, write_json
+from frisket.files import atomic, writable, write_json
 from frisket.geometry import Frame, boxes_of_masks, resize_image
 from frisket.kernels import rle
 from frisket.picture import noted, overlay
@@ -95,6 +95,10 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     asked = prompts(config)
     pictures = gathered(words or config.image)
     outs = targets(pictures, config.out)
+    for out in outs:
+        if out.is_dir():
+            raise UserError(f"{out} is a folder where the picture is to be: give another out=, or move it away")
+    writable(outs[0].parent, f"out={config.out or outs[0].parent}")
     place = config.place
     if place.devices not in ("auto", "1") or place.num_nodes != 1:
         raise UserError("predict works on one device: leave place.devices and place.num_nodes out")

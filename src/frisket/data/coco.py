@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ class CocoFile:
                 for c in record["categories"]
             }
             known = {int(image["id"]) for image in self.images}
+            if len(known) < len(self.images):
+                numbers = [int(image["id"]) for image in self.images]
+                twice = next(a for a, b in pairwise(numbers) if a == b)
+                raise UserError(f"{path} lists the image {twice} more than once: give every image an id of its own")
             self._notes: dict[int, list[dict[str, Any]]] = defaultdict(list)
             for note in record["annotations"]:
                 if note["image_id"] not in known:

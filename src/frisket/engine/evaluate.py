@@ -10,7 +10,6 @@ loads and hashes each checkpoint once, and passes over the tasks whose eval.json
 
 import json
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,14 @@ from frisket import checkpoint
 from frisket import config as settings
 from frisket.engine import signals
 from frisket.engine.journal import Journal
-from frisket.engine.judge import Items, Verdict, judge
+from frisket.engine.judge import PICTURES, Items, Verdict, judge
 from frisket.engine.preempt import Stopped, exit_code
 from frisket.engine.rundir import RunDir, wandb_log
 from frisket.engine.strategy import exits_for_all, place, quiet
 from frisket.environment import environment
 from frisket.errors import UserError
 from frisket.eval.task import TASKS, BaseTask, PhotographConfig, TaskConfig, labelled
-from frisket.files import atomic, write_csv, write_json
+from frisket.files import atomic, remove, writable, write_csv, write_json
 from frisket.models.sam import Sam
 from frisket.picture import comparison
 from frisket.place import device
@@ -124,14 +123,7 @@ def check(config: TaskConfig) -> None:
     if devices != "auto" and not (devices.isdecimal() and int(devices)):
         raise UserError(f"place.devices={devices} {where} is no number of devices: give auto, or 1 or more")
     device(config.place, f" {where}")
-    out = Path(config.out).absolute()
-    try:
-        with tempfile.TemporaryFile(dir=next(folder for folder in (out, *out.parents) if folder.exists())):
-            pass  # it can be written: hours later would be too late to hear otherwise
-    except OSError as error:
-        raise UserError(
-            f"out={config.out} {where} cannot be written ({error.strerror}): give another folder"
-        ) from error
+    writable(Path(config.out), f"out={config.out} {where}")
 
 
 def evaluate(kind: type[BaseTask], config: TaskConfig, shelf: Shelf, *, again: bool = True) -> bool:
@@ -253,6 +245,8 @@ def write(task: BaseTask, models: dict[str, Sam], verdict: Verdict, known: dict[
     for label, part in verdict.rows.items():
         for path in task.extras(out, label, part):
             print(f"masks ({label}): {path}")
+    for name in PICTURES:
+        remove(out / f"{name}.png")  # an older result's, maybe of another task
     for name, panels in verdict.pictures.items():
         with atomic(out / f"{name}.png") as tmp:
             comparison(panels).save(tmp, format="PNG")

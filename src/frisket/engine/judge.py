@@ -78,6 +78,10 @@ class Order(torch.utils.data.Sampler):
             yield number
 
 
+PICTURES = ("masks", "best", "worst")
+"""Names of the pictures of an evaluation, without their .png."""
+
+
 class Judge(L.LightningModule):
     """test_step judges one item with every model; the end of the epoch gathers the rows on rank 0."""
 

@@ -110,8 +110,9 @@ def quantize_run(config: QuantRun) -> int:
     size = {"float_bytes": sum(p.numel() * 4 for p in sam.parameters()), "bytes": made.packed.stat().st_size}
     write_json(made.path / "quant.json", {**provenance, **size, "layers": table, "settings": asdict(config)})
     journal.remove()
-    print(f"{'costs most':52} {'mask IoU, it alone quantized':>28}")
-    print("\n".join(f"{row['layer'][:52]:52} {row['agreement']:28.4f}" for row in table[:WORST]))
+    wide = max(len(row["layer"]) for row in table[:WORST])
+    print(f"{'costs most':{wide}}  mask IoU, it alone quantized ({made.path / 'sensitivity.csv'} has all)")
+    print("\n".join(f"{row['layer']:{wide}}  {row['agreement']:.4f}" for row in table[:WORST]))
     bits = f"W{config.quant.weight_bits}A{config.quant.activation_bits}"
     small, large = (size[name] / 2**20 for name in ("bytes", "float_bytes"))
     print(f"{bits}, {len(layers)} layers: mean IoU {agreement:.4f} with the float model over {masks} masks")

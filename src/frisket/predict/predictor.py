@@ -18,6 +18,7 @@ from torch import Tensor
 
 from frisket.errors import UserError
 from frisket.geometry import Frame, pad_square, resize_image, upscale_logits
+from frisket.models.encoder import STRIDE
 from frisket.models.sam import Sam
 from frisket.sample import FOREGROUND, Prediction, Prompts
 
@@ -43,7 +44,7 @@ class Predictor:
     """One model and one photograph at a time.
 
     `device` None keeps the model where it is. `image_size` is the input side S, the model's own when None. `batch`
-    prompts are decoded at once. The model is put in eval mode.
+    prompts are decoded at once. The model is put in eval mode. Raises UserError for a side that is no multiple of 16.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Predictor:
     ) -> None:
         self.sam = (sam if device is None else sam.to(device)).eval()
         self.side = image_size or sam.image_size
+        if self.side % STRIDE:
+            raise UserError(f"image_size={self.side} must be a multiple of {STRIDE}, e.g. {sam.image_size}")
         self.batch = batch
         self._image: Tensor | None = None
         self._frame: Frame | None = None

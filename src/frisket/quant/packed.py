@@ -44,7 +44,10 @@ def write(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any]) -> None:
     about = {"format": FORMAT, **zoo.record(sam), "provenance": dict(provenance)}
     about = json.loads(json.dumps(about)) | {"digest": _digest(about, state)}
     with atomic(path) as tmp:
+        tmp.touch()
+        rights = tmp.stat().st_mode  # of a new file here; safetensors makes one for its owner alone
         save_file(state, tmp, metadata={"frisket": json.dumps(about)})
+        tmp.chmod(rights)
 
 
 def read(path: Path | str) -> Sam:

@@ -145,7 +145,7 @@ def read(path: str | Path) -> list[Evaluation | Training | Quantization]:
     path = Path(path)
     if path.is_file():
         return [read_evaluation(path)]
-    if not path.exists():
+    if not path.is_dir():
         raise UserError(f"there is no run at {path}: give folders that `frisket eval` or `frisket train` wrote (out=…)")
     parts: list[Evaluation | Training | Quantization] = []
     if (path / "eval.json").is_file():

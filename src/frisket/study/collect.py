@@ -57,7 +57,8 @@ def finish(laid: Plan, cells: Sequence[Step]) -> dict[str, Any]:
     if cells:
         write_page([cell.folder for cell in cells], laid.out / "report.html", title=laid.out.name)
     print(text)
-    print(f"study: {laid.out / 'study.json'}   table: {laid.out / 'study.md'}   curves: {laid.out / 'report.html'}")
+    curves = f"   curves: {laid.out / 'report.html'}" if cells else ""
+    print(f"study: {laid.out / 'study.json'}   table: {laid.out / 'study.md'}{curves}")
     return result
 
 

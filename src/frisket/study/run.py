@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -110,8 +111,8 @@ def study(config: StudyConfig, name: str, words: Sequence[str] = ()) -> int:
     """Run what is not finished, then write OUT/study.json, study.md and report.html; or, with `config.slurm`, send
     `frisket study WORDS` as jobs. Raises UserError."""
     laid = plan(config, name)
-    remember(laid)
     check(laid)
+    remember(laid)
     if config.slurm is not None:
         return submit(shlex.split(config.slurm), words, len(laid.families()))
     cells = [step for step in laid.prepare if step.verb != "prep"] + laid.cells()
@@ -221,12 +222,19 @@ def remember(laid: Plan) -> None:
 def check(laid: Plan) -> None:
     """Load the settings of everything but data, so that a wrong key, or a variable that is not set, is found before the
     first hour. Raises UserError."""
-    for step in [*laid.prepare, *laid.cells()]:
-        files = [settings.find(step.yaml) or step.yaml, record(step)]
-        if step.verb != "prep":
+    with tempfile.TemporaryDirectory() as folder:  # nothing is left of a study that is refused
+        for step in [*laid.prepare, *laid.cells()]:
+            if step.verb == "prep":
+                continue
+            said = Path(folder) / f"{step.name}.yaml"
+            write_text(said, settings.show(step.settings))
+            files = [settings.find(step.yaml) or step.yaml, said]
             quant = step.verb == "quant"
-            schema = QuantRun if quant else RECIPES.find(str(settings.peek(files, [], "recipe"))).Config
-            settings.load(schema, files)
+            try:
+                schema = QuantRun if quant else RECIPES.find(str(settings.peek(files, [], "recipe"))).Config
+                settings.load(schema, files)
+            except UserError as error:
+                raise UserError(str(error).replace(str(said), f"the study's {step.name}")) from error
 
 
 def _last(log: Path) -> str:
