@@ -1,6 +1,7 @@
 """Config: later sources win; every mistake is one sentence with the source, the key and the nearest right one."""
 
 from dataclasses import dataclass, field
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -151,7 +152,7 @@ def test_not_an_override(override: str) -> None:
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "nowhere.yaml does not exist" in message(["nowhere.yaml"])
-    assert "does not exist" in message([tmp_path])
+    assert "is a folder or a pipe: give a YAML file" in message([tmp_path])
     (tmp_path / "distill.yaml").touch()
     assert f"did you mean {tmp_path / 'distill.yaml'}?" in message([tmp_path / "distil.yaml"])
     assert "did you mean" not in message([tmp_path / "zzz.yaml"])
@@ -160,6 +161,12 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["steps: [1", "a: b: c", "- 1\n- 2", "just words", "3", "\t: x", "steps: 1\nsteps: 2"])
 def test_bad_yaml_names_the_file(write, text: str) -> None:
     assert "a.yaml" in message([write(text)])
+
+
+def test_bad_yaml_names_the_line(write) -> None:
+    assert re.search(
+        r"is not valid YAML, line \d: did not find expected ',' or '\]'", message([write("a: 1\nb: [1\nc")])
+    )
 
 
 def test_empty_file_changes_nothing(write) -> None:

@@ -189,11 +189,15 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
     for file in files:
         path = find(file) or Path(file)
         if not path.is_file():
+            if path.exists():
+                raise UserError(f"config file {file} is a folder or a pipe: give a YAML file")
             raise UserError(f"config file {file} does not exist: {_beside(path)}")
         try:
             part = OmegaConf.load(path)
         except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-            raise UserError(f"{file} is not valid YAML: {_line(error)}") from error
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}: {getattr(error, 'problem', None) or _line(error)}" if mark else ""
+            raise UserError(f"{file} is not valid YAML{where or ': ' + _line(error)}") from error
         except OSError as error:  # OmegaConf's word for a top level that is a number
             raise UserError(f"{file} cannot be read as YAML: {_line(error)}") from error
         if not isinstance(part, DictConfig):

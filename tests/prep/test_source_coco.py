@@ -156,7 +156,7 @@ def test_what_is_missing_is_one_sentence(tmp_path: Path) -> None:
     instances(tmp_path)
     for changes, words in (
         ({"images": ""}, "source coco needs images="),
-        ({"inputs": str(tmp_path / "no.json")}, "there is no annotation file"),
+        ({"inputs": str(tmp_path / "no.json")}, "the annotation file .* does not exist"),
         ({"subset": "0.0001pct"}, "no photograph is left"),
     ):
         with pytest.raises(UserError, match=words):

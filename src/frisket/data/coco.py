@@ -211,7 +211,8 @@ def rle_of(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
-        raise UserError(f"there is no annotation file {path}: give COCO's or LVIS' instances JSON")
+        there = "is a folder or a pipe" if path.exists() else "does not exist"
+        raise UserError(f"the annotation file {path} {there}: give COCO's or LVIS' instances JSON")
     try:
         data = path.read_bytes()
         return json.loads(data), hashlib.sha256(data).hexdigest()
