@@ -1,7 +1,7 @@
 """Config: later sources win; every mistake is one sentence with the source, the key and the nearest right one."""
 
-from dataclasses import dataclass, field
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
