@@ -93,6 +93,20 @@ def test_a_lone_click_asks_for_three_masks(ready: Predictor) -> None:
     assert torch.equal(boxed.logits, ready.predict(points=[[20, 30]], boxes=[10, 10, 60, 50], multimask=False).logits)
 
 
+def test_a_single_output_that_distrusts_itself_is_not_taken(tiny_sam: Sam) -> None:
+    """As of a decoder that learned three outputs only; each object by itself, and nothing where it was asked for."""
+    bias = tiny_sam.mask_decoder.iou_prediction_head.layers[-1].bias
+    predictor = Predictor(tiny_sam)
+    predictor.set_image(photo())
+    boxes = [[10, 10, 60, 50], [0, 0, 30, 30]]
+    for trust, multimask in ((9.0, False), (-9.0, True)):
+        bias.data = torch.tensor([trust, 1.0, 1.0, 1.0])
+        free, told = predictor.predict(boxes=boxes), predictor.predict(boxes=boxes, multimask=multimask)
+        assert torch.equal(free.logits, told.logits) and torch.equal(free.iou, told.iou)
+        single = predictor.predict(boxes=boxes, multimask=False)
+        assert torch.equal(single.iou > 5, torch.tensor([trust > 0] * 2))
+
+
 def test_batches_of_prompts_give_what_one_batch_gives(tiny_sam: Sam) -> None:
     few, many = Predictor(tiny_sam, batch=3), Predictor(tiny_sam)
     boxes = torch.rand(10, 2).repeat(1, 2) * 40 + torch.tensor([0.0, 0.0, 15.0, 15.0])

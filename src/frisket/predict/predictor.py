@@ -40,6 +40,10 @@ class Answer:
     logits: Tensor
 
 
+UNTRUSTED = 0.5
+"""A single output that rates itself below this much of the best of three is not taken; ours."""
+
+
 class Predictor:
     """One model and one photograph at a time.
 
@@ -176,14 +180,16 @@ class Predictor:
         beside it; all 1 when left out); boxes (N, 4) or (4,) xyxy; masks (N, G, G) or (G, G) logits of an earlier
         answer; each as a list, numpy array or tensor. Given together they describe
         the same N objects. `multimask` asks for three outputs and keeps the one the model rates best; None does so for
-        a single click alone, which is ambiguous (SAM's advice). Raises as `prompts` does.
+        a single click alone, which is ambiguous (SAM's advice), and else where the model rates its single output below
+        UNTRUSTED of that one: a decoder that was trained with three outputs only (ours). Raises as `prompts` does.
         """
         asked = self.prompts(points, labels, boxes, masks)
-        if multimask is None:
-            multimask = (
-                asked.boxes is None and asked.masks is None and asked.points is not None and asked.points.shape[1] == 1
-            )
-        logits, iou = self.ask(asked, multimask).best()
+        click = asked.boxes is None and asked.masks is None and asked.points is not None and asked.points.shape[1] == 1
+        logits, iou = self.ask(asked, click if multimask is None else multimask).best()
+        if multimask is None and not click:
+            others, rated = self.ask(asked, True).best()
+            better = iou < UNTRUSTED * rated
+            logits, iou = torch.where(better[:, None, None], others, logits), torch.where(better, rated, iou)
         # Upscaled in parts: at 8 MP, 64 float masks already take 2 GB.
         full = [upscale_logits(part, self.frame) > 0 for part in logits.split(8)]
         return Answer(torch.cat(full), iou, logits)
