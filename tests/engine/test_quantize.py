@@ -82,16 +82,22 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
 
 
 def test_below_the_gate_nothing_is_written(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main([*words, "quant.weight_bits=2", "quant.activation_bits=2", "quant.conv_bits=2"]) == 2
-    said = capsys.readouterr().err
+    words = [*words, "quant.weight_bits=2", "quant.activation_bits=2", "quant.conv_bits=2"]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert "each layer alone: 8 of" in told.out
+    said = told.err
     assert "nothing is written: keep what costs most in float" in said
     skip = said.split('"')[1]  # as it stands it can be typed, and keeps what was float before
     assert skip.startswith("quant.skip=['*.patch_embed.*','*.iou_prediction_head.*'")
     kept = settings.load(QuantRun, [], [skip]).quant.skip
     assert len(kept) == len(QuantConfig().skip) + 5
     assert not (tmp_path / "q" / "model.safetensors").exists()
+    searched, whole = [], quantize.search
+    monkeypatch.setattr(quantize, "search", lambda *given: searched.append(given) or whole(*given))
+    assert main([*words, skip, "gate=0"]) == 0 and searched == []  # what stays is known: the advice costs no search
 
 
 def test_mistakes_are_one_sentence(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +112,7 @@ def test_mistakes_are_one_sentence(words: list[str], tmp_path: Path, capsys: pyt
         (["checkpoint="], "checkpoint is empty"),
         (["data=nowhere"], "nowhere"),
         (["search.candidate=3"], "did you mean 'candidates'"),
+        (["search.low=1.2"], "search.low=1.2 must be less than search.high=1.2"),
     ):
         assert main([*words, *more]) == 2, more
         assert says in capsys.readouterr().err

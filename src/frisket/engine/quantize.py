@@ -33,6 +33,7 @@ from frisket.quant.layers import Layer, QuantConfig, fold, quantize
 from frisket.quant.search import SearchConfig, asked, capture, kinds_of, search
 from frisket.runfiles import RunFiles
 from frisket.sample import Batch, Sample, valid_cells
+from frisket.weights.layout import digest as digest_of
 
 WORST = 5  # layers named when the gate stays shut
 
@@ -88,11 +89,15 @@ def quantize_run(config: QuantRun) -> int:
     fold(sam)
     kinds = kinds_of(sam, calibration[0])
     layers = quantize(sam, config.quant, kinds)
-    identity = {"weights": digest, "data": [batch.keys for batch in calibration], "seed": config.seed,
-                "quant": asdict(config.quant), "search": asdict(config.search)}  # fmt: skip
+    shown = {
+        f"{batch.keys} {key}": getattr(batch, key) for batch in calibration for key in ("images", "masks", "boxes")
+    }
+    bits = {key: value for key, value in asdict(config.quant).items() if key != "skip"}  # a layer is searched alone
+    identity = {"weights": digest, "data": digest_of(shown), "seed": config.seed, "quant": bits,
+                "search": asdict(config.search), "layers": list(kinds)}  # fmt: skip
     journal = Journal(Path(config.out), identity)
     remove(made.packed)  # whatever comes of this run, an older result is none of it
-    rows = search_all(sam, layers, calibration, config, journal)
+    rows = search_all(sam, layers, calibration, config, journal, list(kinds))
     table = sensitivity(sam, layers, rows, calibration, config.seed)
     for layer in layers.values():
         layer.active = True
@@ -144,11 +149,13 @@ def _some(whole: Sample, count: int, seed: int) -> Sample:
 
 
 def search_all(
-    sam: Sam, layers: dict[str, Layer], batches: Sequence[Batch], config: QuantRun, journal: Journal
+    sam: Sam, layers: dict[str, Layer], batches: Sequence[Batch], config: QuantRun, journal: Journal, every: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """{layer: its error before and after}, its scales set and the layer left float; what the journal knows is taken."""
+    """{layer: its error before and after}, its scales set and the layer left float; what the journal knows is taken.
+    every: all layers that could be quantized; the journal counts in them, so that it knows others than `layers`."""
     names, known = list(layers), journal.read()
-    rows = {names[number]: dict(row["layer"]) for number, row in known.items() if row is not None}
+    kept = {every[number]: dict(row["layer"]) for number, row in known.items() if row is not None}
+    rows = {name: row for name, row in kept.items() if name in layers}
     journal.start(known)
     for name, row in rows.items():
         layers[name].load_state_dict({**layers[name].state_dict(), **row["scales"]})
@@ -162,11 +169,15 @@ def search_all(
             layer.active = False
             scales = {key: value for key, value in layer.state_dict().items() if key not in ("weight", "bias")}
             rows[name] = {**report, "scales": scales}
-            journal.add(names.index(name), {"layer": rows[name]})
+            journal.add(every.index(name), {"layer": rows[name]})
         done = first + len(group)
-        minutes = (time.monotonic() - begun) / done * (len(left) - done) / 60
-        print(f"{len(names) - len(left) + done} of {len(names)} layers, {minutes:.0f} min left", flush=True)
+        _say(f"{len(names) - len(left) + done} of {len(names)} layers", begun, done, len(left))
     return {name: rows[name] for name in names}
+
+
+def _say(what: str, begun: float, done: int, total: int) -> None:
+    minutes = (time.monotonic() - begun) / done * (total - done) / 60
+    print(f"{what}, {minutes:.0f} min left", flush=True)
 
 
 def sensitivity(
@@ -174,25 +185,34 @@ def sensitivity(
 ) -> list[dict[str, Any]]:
     """For each layer {"layer", "agreement" with the float masks when it alone is quantized, "before", "after"}; what
     costs most first."""
-    table = []
-    for name, layer in layers.items():
-        layer.active = True
-        agreement, _ = agree(sam, {name: layer}, batches, seed)
+    table, begun, wanted = [], time.monotonic(), answers(sam, layers, batches, seed, active=False)
+    for number, (name, layer) in enumerate(layers.items(), 1):
+        agreement, _ = agree(sam, {name: layer}, batches, seed, wanted)
         layer.active = False
+        if number % 8 == 0:
+            _say(f"each layer alone: {number} of {len(layers)}", begun, number, len(layers))
         table.append({"layer": name, "agreement": agreement, **{k: rows[name][k] for k in ("before", "after")}})
     return sorted(table, key=lambda row: row["agreement"])
 
 
-@torch.no_grad()
-def agree(sam: Sam, layers: dict[str, Layer], batches: Sequence[Batch], seed: int) -> tuple[float, int]:
-    """(mean IoU of the masks with `layers` active and with them float, how many masks): the output believed in most."""
-    values: list[Tensor] = []
-    for number, batch in enumerate(batches):
-        masks = []
-        for active in (False, True):
-            for layer in layers.values():
-                layer.active = active
-            masks.append(asked(sam, batch, Generator().manual_seed(seed + number)).best()[0])
-        values.append(logits_iou(masks[1], masks[0] > 0, valid=valid_cells(batch)).cpu())
-    every = torch.cat(values)
+def agree(
+    sam: Sam, layers: dict[str, Layer], batches: Sequence[Batch], seed: int, wanted: Sequence[Tensor] | None = None
+) -> tuple[float, int]:
+    """(mean IoU of the masks with `layers` active and with them float, how many masks): the output believed in most.
+    wanted: `answers` of the float layers, where they are known. The layers are left active."""
+    wanted = answers(sam, layers, batches, seed, active=False) if wanted is None else wanted
+    given = answers(sam, layers, batches, seed, active=True)
+    pairs = zip(given, wanted, batches, strict=True)
+    every = torch.cat([logits_iou(mine, theirs, valid=valid_cells(batch)).cpu() for mine, theirs, batch in pairs])
     return float(every.mean()), len(every)
+
+
+@torch.no_grad()
+def answers(sam: Sam, layers: dict[str, Layer], batches: Sequence[Batch], seed: int, *, active: bool) -> list[Tensor]:
+    """Logits (N, G, G) for each photograph, of the output believed in most: with `layers` active (or left float: as
+    bool masks)."""
+    for layer in layers.values():
+        layer.active = active
+    drawn = (Generator().manual_seed(seed + number) for number in range(len(batches)))
+    logits = [asked(sam, batch, generator).best()[0] for batch, generator in zip(batches, drawn, strict=True)]
+    return logits if active else [each > 0 for each in logits]

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from frisket.errors import UserError
 from frisket.models.blocks import Attend
 from frisket.models.sam import Sam
 from frisket.prompts import box_corners, random_points
@@ -52,6 +53,10 @@ class SearchConfig:
     """Most rows of a photograph that a layer is judged by; ours."""
     together: int = field(default=8, metadata={"least": 1})
     """Layers whose inputs are held at a time; memory against passes; ours."""
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise UserError(f"search.low={self.low:g} must be less than search.high={self.high:g}")
 
 
 def questions(batch: Batch, generator: Generator) -> Prompts:
