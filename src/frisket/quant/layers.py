@@ -294,4 +294,4 @@ def learn(layers: Iterable[Quantized | QuantAttend], *, weights: bool = True, in
             layer.weight_stretch = nn.Parameter(torch.zeros_like(layer.weight_scale).flatten())  # flat: not decayed
         for operand in layer.operands() if inputs else []:
             if operand.kind != "softmax":
-                operand.stretch = nn.Parameter(torch.zeros_like(operand.scale))
+                operand.stretch = nn.Parameter(torch.zeros_like(operand.scale).reshape(1))  # DeepSpeed wants an axis
