@@ -28,6 +28,7 @@ VERBS = {
     "show": "print the resolved configuration: frisket show configs/distill_lightening.yaml",
     "predict": "masks for pictures: frisket predict photo.jpg checkpoint=runs/finetune_decoder",
     "quant": "fewer bits, scales searched: frisket quant configs/quant_tiny.yaml checkpoint=runs/distill_tiny",
+    "export": "ONNX files that run without PyTorch: frisket export configs/export_onnx.yaml checkpoint=runs/quant_tiny",
     "study": "named arms, seeds, one judge; what differs: frisket study studies/lightening.yaml",
     "report": "results of runs as one HTML page: frisket report runs/eval runs/train_sam",
     "bench": "time the parts that matter: frisket bench",

@@ -9,8 +9,9 @@ sensitivity.csv. Source: frisket.quant.search; the gate and the table are our ch
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +129,20 @@ def quantize_run(config: QuantRun) -> int:
 def photographs(config: QuantRun, sam: Sam) -> tuple[list[Batch], list[Batch]]:
     """(those for calibration, others), one to a batch, each with at most `search.prompts` masks. Raises UserError where
     no photograph has a mask."""
-    data = open_annotated(config.data, config.images or None, config.split)
-    wanted = config.calibration + config.check
-    chosen: list[Batch] = []
-    for number in np.random.default_rng(config.seed).permutation(len(data)):
-        whole = sample(data[int(number)], sam.image_size)
-        if len(whole.masks):
-            chosen.append(collate([_some(whole, config.search.prompts, config.seed + int(number))]).to(sam.device))
-        if len(chosen) == wanted:
-            break
+    drawn = with_masks(config.data, config.images, config.split, sam.image_size, config.search.prompts, config.seed)
+    chosen = [batch.to(sam.device) for batch in islice(drawn, config.calibration + config.check)]
     if not chosen:
         raise UserError(f"data={config.data} holds no photograph with a mask to calibrate on: give other data")
     return chosen[: config.calibration], chosen[config.calibration :]
+
+
+def with_masks(data: str, images: str, split: str, side: int, prompts: int, seed: int) -> Iterator[Batch]:
+    """Photographs that have a mask, in an order drawn at random, one to a batch, with `prompts` masks at most."""
+    records = open_annotated(data, images or None, split)
+    for number in np.random.default_rng(seed).permutation(len(records)):
+        whole = sample(records[int(number)], side)
+        if len(whole.masks):
+            yield collate([_some(whole, prompts, seed + int(number))])
 
 
 def _some(whole: Sample, count: int, seed: int) -> Sample:

@@ -129,19 +129,20 @@ class MaskDecoder(nn.Module):
         image_pe: Tensor,
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
-        multimask_output: bool,
+        multimask_output: bool | None,
         ignored: Tensor | None = None,
         with_tokens: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Low-resolution logits (N, C, 4h, 4w) and predicted IoU (N, C), C = 3 with `multimask_output`, else 1; and if
-        asked, the transformer's own tokens (N, 5, 256) that they are made of: that of the IoU, then the four masks'.
+        """Low-resolution logits (N, C, 4h, 4w) and predicted IoU (N, C), C = 3 with `multimask_output`, 1 without, all
+        4 with None; and if asked, the transformer's own tokens (N, 5, 256) that they are made of: that of the IoU, then
+        the four masks'.
 
         image_embeddings: (1, 256, h, w), shared by all prompts, or (N, 256, h, w), one for each prompt; image_pe:
         (1, 256, h, w); sparse_prompt_embeddings: (N, T, 256); dense_prompt_embeddings: (N, 256, h, w), or 1 for all;
         ignored: bool (N, T), tokens that must not be seen. All names but the last two are segment_anything's.
         Raises ValueError when the embeddings are neither one nor one for each prompt.
         """
-        count, (h, w) = len(sparse_prompt_embeddings), image_embeddings.shape[-2:]
+        count, (h, w) = sparse_prompt_embeddings.shape[0], image_embeddings.shape[-2:]  # len() would fix it in a trace
         if len(image_embeddings) not in (1, count):
             raise ValueError(f"{len(image_embeddings)} image embeddings for {count} prompts: give 1 or {count}")
         own = torch.cat((self.iou_token.weight, self.mask_tokens.weight)).expand(count, -1, -1)
@@ -151,7 +152,7 @@ class MaskDecoder(nn.Module):
         tokens, pixels = self.transformer(prompt, pixels, pixel_pe, self._seen(ignored))
 
         # Only the tokens that are returned reach the heads; the four are otherwise independent of each other.
-        wanted = range(1, self.masks) if multimask_output else range(1)
+        wanted = {None: range(self.masks), True: range(1, self.masks), False: range(1)}[multimask_output]
         upscaled = self.output_upscaling(pixels.transpose(1, 2).unflatten(2, (h, w)))
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1)
         logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
@@ -162,5 +163,5 @@ class MaskDecoder(nn.Module):
         """Attention mask (N, 1, 1, T): False hides ignored prompt tokens wherever tokens are the keys."""
         if ignored is None:
             return None
-        own = ignored.new_ones(len(ignored), 1 + self.masks)
+        own = ignored.new_ones(ignored.shape[0], 1 + self.masks)
         return torch.cat((own, ~ignored), dim=1)[:, None, None, :]

@@ -87,7 +87,7 @@ class PromptEncoder(nn.Module):
             if boxes is None:
                 cornered = (labels >= TOP_LEFT).any(dim=1, keepdim=True)
                 end = torch.where(cornered, IGNORED, PADDING).to(labels.dtype)
-                parts.append((coords.new_zeros(len(coords), 1, 2), end))
+                parts.append((coords.new_zeros(coords.shape[0], 1, 2), end))
         if boxes is not None:
             corners = torch.tensor((TOP_LEFT, BOTTOM_RIGHT), device=boxes.device)
             parts.append((boxes.reshape(-1, 2, 2), corners.expand(len(boxes), 2)))
@@ -139,4 +139,4 @@ class PromptEncoder(nn.Module):
             sparse = self.no_mask_embed.weight.new_zeros(count, 0, self.channels)
         else:
             sparse = self.embed(*tokens, size)
-        return sparse, self.dense(masks, len(sparse), size)
+        return sparse, self.dense(masks, sparse.shape[0], size)

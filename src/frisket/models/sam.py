@@ -84,8 +84,9 @@ class Sam(nn.Module):
         """Image embeddings (B, 256, S/16, S/16) of uint8 RGB (B, 3, S, S) with valid (h, w) in `sizes` (B, 2)."""
         return self.image_encoder(self.preprocess(images, sizes))
 
-    def decode(self, embeddings: Tensor, image_index: Tensor, prompts: Prompts, multimask: bool) -> Prediction:
-        """Answer N prompts about B images in one pass: logits float (N, C, G, G) and predicted IoU (N, C).
+    def decode(self, embeddings: Tensor, image_index: Tensor, prompts: Prompts, multimask: bool | None) -> Prediction:
+        """Answer N prompts about B images in one pass: logits float (N, C, G, G) and predicted IoU (N, C), C = 3 with
+        `multimask`, 1 without, all 4 with None.
 
         embeddings: (B, 256, h, w) of any native or other side; image_index: long (N,), the image each prompt asks
         about; prompts: input pixels (see `frisket.sample`; label -2 hides a point exactly). Differentiable.

@@ -1,0 +1,212 @@
+"""A checkpoint as files that run without PyTorch: encoder.onnx, decoder.onnx and export.json, all or none of them.
+
+    code = export_run(ExportRun(checkpoint="runs/quant_tiny", data="data/sa1b/val"))
+
+Before they are kept, onnxruntime answers for them: its embeddings must be those of the same operations in torch, and
+of a quantized model the masks must be its float model's own. Below `gate` nothing is written but a sentence that names
+the layers to keep in float. What the graphs are: frisket.export.graph. Source: our choice.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from frisket import checkpoint
+from frisket.engine.quantize import WORST, agree, with_masks
+from frisket.errors import UserError
+from frisket.export.graph import OPSET, runnable, write_decoder, write_encoder
+from frisket.export.session import Session
+from frisket.files import atomic, write_json
+from frisket.losses import logits_iou
+from frisket.models.sam import PIXEL_MEAN, PIXEL_STD, Sam
+from frisket.place import Place
+from frisket.plugins import Extensible
+from frisket.quant.layers import SWAPS, fold
+from frisket.quant.search import asked, questions
+from frisket.sample import Batch, Prediction, valid_cells
+
+ABOUT = "export.json"
+SAME = 0.999  # cosine of onnxruntime's embedding with torch's of the same operations
+
+
+@dataclass
+class ExportRun(Extensible):
+    """One model, where it goes, and the photographs that it is checked on."""
+
+    checkpoint: str = ""
+    """The model: a run folder, model.pt, zoo name, or what `frisket quant` made."""
+    float_model: str = ""
+    """What a quantized one was made of, and is compared with; empty: the one that it names."""
+    trust: bool = False
+    """Run what a DeepSpeed folder holds besides weights; else such a folder is refused."""
+    data: str = ""
+    """Photographs with masks: prepared shards, a COCO or LVIS .json, a BSDS500 folder; a float model needs none."""
+    images: str = ""
+    """The folder of a .json's photographs."""
+    split: str = "val"
+    """BSDS500's."""
+    masks: int = field(default=1000, metadata={"least": 1})
+    """Least masks that are compared."""
+    prompts: int = field(default=16, metadata={"least": 1})
+    """Of one photograph, at most; half boxes, half clicks."""
+    gate: float = field(default=0.98, metadata={"least": 0, "most": 1})
+    """Least mean IoU of onnxruntime's masks with the float model's; 0 writes whatever comes out."""
+    side: int | None = field(default=None, metadata={"least": 16})
+    """Pixels of the input, which the files fix; null: the model's own."""
+    seed: int = field(default=0, metadata={"least": 0})
+    """Of photographs and prompts."""
+    out: str = "runs/export_onnx"
+    """The folder of the files."""
+    place: Place = field(default_factory=lambda: Place(accelerator="cpu", threads=1))
+    """Threads, of torch and of onnxruntime; the CPU always."""
+
+
+def export_run(config: ExportRun) -> int:
+    """Do all of it. Returns 0; raises UserError."""
+    if not config.checkpoint:
+        raise UserError("no model is named: give checkpoint=RUN, the model to export")
+    out, threads = Path(config.out), config.place.threads or 1
+    torch.set_num_threads(threads)
+    ready(out)
+    sam = checkpoint.load(config.checkpoint, trust=config.trust).requires_grad_(False)
+    side = config.side or sam.image_size
+    if side % 16:
+        raise UserError(f"side={side} is not a multiple of 16: give another")
+    quantized, digest = sam.form == "quantized", checkpoint.weights_digest(sam)
+    if quantized and not config.data:
+        raise UserError("a quantized model is compared with its float one: give data=…, photographs with masks")
+    exact = float_model(config, sam) if quantized else sam
+    with atomic(out) as folder:
+        folder.mkdir()
+        if quantized:
+            write_encoder(exact, folder / "float.onnx", side)
+            runnable(sam)
+        write_encoder(sam, folder / "encoder.onnx", side)
+        write_decoder(sam, folder / "decoder.onnx", side)
+        about = {"model": sam.name, "form": sam.form, "weights": digest, "side": side, "opset": OPSET,
+                 "pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}  # fmt: skip
+        about |= compared(Session(folder, threads), sam, exact, side, config)
+        if quantized and about["agreement"] < config.gate:
+            skip = ",".join(f"'{name}'" for name in (*sam.provenance["skip"], *costly(config, exact, side)))
+            raise UserError(
+                f"in onnxruntime its masks agree with the float model's to {about['agreement']:.3f} only "
+                f"({about['masks']} masks; gate={config.gate:g}) and nothing is written: quantize again with what "
+                f'costs most in float, "quant.skip=[{skip}]", or with more bits'
+            )
+        for part in ("encoder", "decoder"):
+            file = folder / f"{part}.onnx"
+            content = file.read_bytes()
+            about[part] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if quantized:
+            about["encoder"]["float_bytes"] = (folder / "float.onnx").stat().st_size
+            (folder / "float.onnx").unlink()
+        write_json(folder / ABOUT, {**about, "settings": asdict(config)})
+    told(out, about)
+    return 0
+
+
+def ready(out: Path) -> None:
+    """Raise UserError for a folder that cannot be made, or holds what is none of ours and would be lost."""
+    try:
+        if out.exists() and any(out.iterdir()) and not (out / ABOUT).is_file():
+            raise UserError(f"out={out} holds other things, which would be lost: give another folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryDirectory(dir=out.parent).cleanup()
+    except OSError as error:
+        raise UserError(f"out={out} cannot be written ({error.strerror}): give another folder") from error
+
+
+def float_model(config: ExportRun, sam: Sam) -> Sam:
+    """What the quantized model was made of. Raises UserError where it is not there, or is another one."""
+    name = config.float_model or str(sam.provenance.get("checkpoint", ""))
+    try:
+        exact = checkpoint.load(name, trust=config.trust).requires_grad_(False)
+    except UserError as error:
+        raise UserError(f"the float model of {config.checkpoint}: {error}; float_model=… names it") from error
+    if checkpoint.weights_digest(exact) != sam.provenance.get("weights"):
+        raise UserError(f"float_model={name} is not the model that {config.checkpoint} was made of: give that one")
+    return exact
+
+
+def photographs(config: ExportRun, side: int) -> Iterator[Batch]:
+    """Those that the files are checked on."""
+    return with_masks(config.data, config.images, config.split, side, config.prompts, config.seed)
+
+
+@torch.no_grad()
+def compared(session: Session, sam: Sam, exact: Sam, side: int, config: ExportRun) -> dict[str, Any]:
+    """{"cosine": mean over the cells of onnxruntime's embeddings with those of `sam` in torch; "cosine_float": with
+    those of `exact`; "agreement": mean IoU of its masks with those of `exact`; "masks": how many}; without data of one
+    picture of noise, and no masks. Raises UserError where `sam` is not what onnxruntime computes."""
+    values: list[Tensor] = []
+    same: list[Tensor] = []
+    near: list[Tensor] = []
+
+    def embedded(images: Tensor, sizes: Tensor) -> Tensor:
+        image = sam.preprocess(images, sizes)
+        embedding = session.encode(image)
+        for kept, model in ((same, sam), (near, exact)):
+            kept.append(F.cosine_similarity(embedding, model.image_encoder(image), dim=1).flatten())
+        return embedding
+
+    if not config.data:
+        noise = torch.randint(256, (1, 3, side, side), generator=Generator().manual_seed(config.seed))
+        embedded(noise.to(torch.uint8), torch.tensor([[side, side]]))
+    for number, batch in enumerate(photographs(config, side) if config.data else ()):
+        generators = (Generator().manual_seed(config.seed + number) for _ in range(2))
+        prompts = questions(batch, next(generators))
+        assert prompts.points is not None and prompts.labels is not None
+        logits, iou = session.decode(embedded(batch.images, batch.sizes), prompts.points, prompts.labels)
+        mine, _ = Prediction(logits[:, 1:], iou[:, 1:]).best()
+        theirs, _ = asked(exact, batch, next(generators)).best()
+        values.append(logits_iou(mine, theirs > 0, valid=valid_cells(batch)))
+        if sum(map(len, values)) >= config.masks:
+            break
+    masks, agreement = sum(map(len, values)), float(torch.cat(values).mean()) if values else None
+    if config.data and masks < config.masks:
+        raise UserError(
+            f"data={config.data} holds {masks} masks and the check asks for {config.masks}: give more, or masks="
+        )
+    cosine, cosine_float = (float(torch.cat(kept).mean()) for kept in (same, near))
+    if not cosine >= SAME:
+        raise UserError(
+            f"onnxruntime does not compute here what torch does (cosine {cosine:.4f} of the embeddings) and nothing is "
+            "written: is this an x86 CPU without VNNI? Export on another"
+        )
+    return {"cosine": cosine, "cosine_float": cosine_float, "agreement": agreement, "masks": masks}
+
+
+def costly(config: ExportRun, exact: Sam, side: int) -> list[str]:
+    """The layers that cost most masks when each alone is quantized, judged on two photographs."""
+    sam = checkpoint.load(config.checkpoint).requires_grad_(False)
+    fold(exact)
+    sam.load_state_dict({**sam.state_dict(), **exact.state_dict()})
+    layers: dict[str, Any] = {name: part for name, part in sam.named_modules() if type(part) in SWAPS.values()}
+    for layer in layers.values():
+        layer.active = False
+    batches = [batch for batch, _ in zip(photographs(config, side), range(2))]
+    table = []
+    for name, layer in layers.items():
+        table.append((agree(sam, {name: layer}, batches, config.seed)[0], name))
+        layer.active = False
+    return [name for _, name in sorted(table)[:WORST]]
+
+
+def told(out: Path, about: dict[str, Any]) -> None:
+    """The result in a few lines."""
+    encoder, decoder = about["encoder"], about["decoder"]
+    share = f", {encoder['bytes'] / encoder['float_bytes']:.0%} of its float" if "float_bytes" in encoder else ""
+    print(f"{out}: {about['model']}, {about['form']}, {about['side']} px")
+    print(f"encoder {encoder['bytes'] / 2**20:.1f} MiB{share}; decoder {decoder['bytes'] / 2**20:.1f} MiB")
+    print(
+        f"onnxruntime's embeddings: cosine {about['cosine']:.5f} with torch's, {about['cosine_float']:.5f} with float's"
+    )
+    if about["masks"]:
+        print(f"mean IoU {about['agreement']:.4f} with the float model over {about['masks']} masks")
