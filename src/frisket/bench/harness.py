@@ -17,6 +17,7 @@ import pkgutil
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -93,7 +94,7 @@ class Row:
     """A line of the table: name, what is compared, and the function that makes it ready.
 
     `cpu` rows ignore a GPU; `bf16` rows are left out on a CPU without bf16 instructions (where they take minutes and
-    say nothing), unless they are named or quick.
+    say nothing), unless they are named or quick. `needs`: a package without which a row is left out, unless named.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Row:
     make: Callable[[Setting], Case]
     cpu: bool = False
     bf16: bool = False
+    needs: str = ""
 
 
 def at_most(text: str, measure: Callable[[], float], limit: float) -> Guard:
@@ -176,6 +178,7 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
     threads = config.place.threads or 1
     chosen = choose(rows, config.rows)
     slow = [] if config.rows or config.quick or use_cuda or cpu_bf16() else [row.name for row in chosen if row.bf16]
+    missing = {row.name: row.needs for row in chosen if row.needs and not config.rows and find_spec(row.needs) is None}
     results: list[Result] = []
     with switched(threads=threads):
         here = environment(
@@ -186,8 +189,11 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
             print("quick=true: tiny sizes, one sample; the ratios mean nothing")
         if slow:
             print(f"left out, since this CPU has no bf16 instructions: {', '.join(slow)} (rows=[…] runs them)")
+        for package in sorted(set(missing.values())):
+            names = ", ".join(name for name, needs in missing.items() if needs == package)
+            print(f"left out, since {package} is not installed: {names}")
         print(HEADER)
-        for row in (row for row in chosen if row.name not in slow):
+        for row in (row for row in chosen if row.name not in slow and row.name not in missing):
             on = torch.device("cuda" if use_cuda and not row.cpu else "cpu")
             results.append(measure(row, config, on))
             print(line(results[-1]), flush=True)

@@ -42,7 +42,7 @@ class ExportRun(Extensible):
 
     checkpoint: str = ""
     """The model: a run folder, model.pt, zoo name, or what `frisket quant` made."""
-    float_model: str = ""
+    masters: str = ""
     """What a quantized one was made of, and is compared with; empty: the one that it names."""
     trust: bool = False
     """Run what a DeepSpeed folder holds besides weights; else such a folder is refused."""
@@ -94,7 +94,9 @@ def export_run(config: ExportRun) -> int:
                  "pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}  # fmt: skip
         about |= compared(Session(folder, threads), sam, exact, side, config)
         if quantized and about["agreement"] < config.gate:
-            skip = ",".join(f"'{name}'" for name in (*sam.provenance["skip"], *costly(config, exact, side)))
+            assert sam.quantization is not None
+            kept = sam.quantization["quant"]["skip"]
+            skip = ",".join(f"'{name}'" for name in (*kept, *costly(config, exact, side)))
             raise UserError(
                 f"in onnxruntime its masks agree with the float model's to {about['agreement']:.3f} only "
                 f"({about['masks']} masks; gate={config.gate:g}) and nothing is written: quantize again with what "
@@ -125,13 +127,14 @@ def ready(out: Path) -> None:
 
 def float_model(config: ExportRun, sam: Sam) -> Sam:
     """What the quantized model was made of. Raises UserError where it is not there, or is another one."""
-    name = config.float_model or str(sam.provenance.get("checkpoint", ""))
+    made = (sam.quantization or {})["provenance"]
+    name = config.masters or str(made.get("checkpoint", ""))
     try:
         exact = checkpoint.load(name, trust=config.trust).requires_grad_(False)
     except UserError as error:
-        raise UserError(f"the float model of {config.checkpoint}: {error}; float_model=… names it") from error
-    if checkpoint.weights_digest(exact) != sam.provenance.get("weights"):
-        raise UserError(f"float_model={name} is not the model that {config.checkpoint} was made of: give that one")
+        raise UserError(f"the float model of {config.checkpoint}: {error}; masters=… names it") from error
+    if checkpoint.weights_digest(exact) != made.get("weights"):
+        raise UserError(f"masters={name} is not the model that {config.checkpoint} was made of: give that one")
     return exact
 
 

@@ -52,6 +52,8 @@ def runnable(sam: Sam) -> Sam:
                 operand.zero = torch.full_like(operand.zero, 2 ** (operand.bits - 1))
             operand.kind = "affine"
         elif isinstance(part, QuantConv2d | QuantConvTranspose2d | QuantAttend):
+            if not isinstance(part, QuantAttend):
+                part.weight.data = part.quantized_weight().detach()  # of a training checkpoint they are not yet
             part.active = False
     return sam
 
