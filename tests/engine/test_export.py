@@ -85,6 +85,7 @@ def test_mistakes_are_one_sentence(
         (["checkpoint="], "checkpoint is empty"),
         (["data="], "data is empty"),
         (["data=nowhere"], "nowhere"),
+        (["masks=1000"], "the check asks for 1000"),
         ([f"masters={tiny_teacher}"], "is not the model that"),
         (["masters=gone.pt"], "masters=… names it"),
         ([f"out={tiny_teacher.parent}"], "holds other things"),

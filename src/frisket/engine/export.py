@@ -8,7 +8,7 @@ the layers to keep in float. What the graphs are: frisket.export.graph. Source: 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,6 +83,7 @@ def export_run(config: ExportRun) -> int:
     if quantized and not config.data:
         raise UserError("a quantized model is compared with its float one: give data=…, photographs with masks")
     exact = float_model(config, sam) if quantized else sam
+    batches = photographs(config, side) if config.data else []
     with atomic(out) as folder:
         folder.mkdir()
         if quantized:
@@ -92,11 +93,11 @@ def export_run(config: ExportRun) -> int:
         write_decoder(sam, folder / "decoder.onnx", side)
         about = {"model": sam.name, "form": sam.form, "weights": digest, "side": side, "opset": OPSET,
                  "pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}  # fmt: skip
-        about |= compared(Session(folder, threads), sam, exact, side, config)
+        about |= compared(Session(folder, threads), sam, exact, batches, config.seed)
         if quantized and about["agreement"] < config.gate:
             assert sam.quantization is not None
             kept = sam.quantization["quant"]["skip"]
-            skip = ",".join(f"'{name}'" for name in (*kept, *costly(config, exact, side)))
+            skip = ",".join(f"'{name}'" for name in (*kept, *costly(config, exact, batches[:2])))
             raise UserError(
                 f"in onnxruntime its masks agree with the float model's to {about['agreement']:.3f} only "
                 f"({about['masks']} masks; gate={config.gate:g}) and nothing is written: quantize again with what "
@@ -138,13 +139,20 @@ def float_model(config: ExportRun, sam: Sam) -> Sam:
     return exact
 
 
-def photographs(config: ExportRun, side: int) -> Iterator[Batch]:
-    """Those that the files are checked on."""
-    return with_masks(config.data, config.images, config.split, side, config.prompts, config.seed)
+def photographs(config: ExportRun, side: int) -> list[Batch]:
+    """Those that the files are checked on, one to a batch. Raises UserError where they hold too few masks."""
+    batches: list[Batch] = []
+    masks = 0
+    for batch in with_masks(config.data, config.images, config.split, side, config.prompts, config.seed):
+        batches.append(batch)
+        masks += len(batch.masks)
+        if masks >= config.masks:
+            return batches
+    raise UserError(f"data={config.data} holds {masks} masks, the check asks for {config.masks}: give more, or masks=")
 
 
 @torch.no_grad()
-def compared(session: Session, sam: Sam, exact: Sam, side: int, config: ExportRun) -> dict[str, Any]:
+def compared(session: Session, sam: Sam, exact: Sam, batches: Sequence[Batch], seed: int) -> dict[str, Any]:
     """{"cosine": mean over the cells of onnxruntime's embeddings with those of `sam` in torch; "cosine_float": with
     those of `exact`; "agreement": mean IoU of its masks with those of `exact`; "masks": how many}; without data of one
     picture of noise, and no masks. Raises UserError where `sam` is not what onnxruntime computes."""
@@ -159,24 +167,19 @@ def compared(session: Session, sam: Sam, exact: Sam, side: int, config: ExportRu
             kept.append(F.cosine_similarity(embedding, model.image_encoder(image), dim=1).flatten())
         return embedding
 
-    if not config.data:
-        noise = torch.randint(256, (1, 3, side, side), generator=Generator().manual_seed(config.seed))
+    if not batches:
+        side = session.encoder.get_inputs()[0].shape[-1]
+        noise = torch.randint(256, (1, 3, side, side), generator=Generator().manual_seed(seed))
         embedded(noise.to(torch.uint8), torch.tensor([[side, side]]))
-    for number, batch in enumerate(photographs(config, side) if config.data else ()):
-        generators = (Generator().manual_seed(config.seed + number) for _ in range(2))
+    for number, batch in enumerate(batches):
+        generators = (Generator().manual_seed(seed + number) for _ in range(2))
         prompts = questions(batch, next(generators))
         assert prompts.points is not None and prompts.labels is not None
         logits, iou = session.decode(embedded(batch.images, batch.sizes), prompts.points, prompts.labels)
         mine, _ = Prediction(logits[:, 1:], iou[:, 1:]).best()
         theirs, _ = asked(exact, batch, next(generators)).best()
         values.append(logits_iou(mine, theirs > 0, valid=valid_cells(batch)))
-        if sum(map(len, values)) >= config.masks:
-            break
     masks, agreement = sum(map(len, values)), float(torch.cat(values).mean()) if values else None
-    if config.data and masks < config.masks:
-        raise UserError(
-            f"data={config.data} holds {masks} masks and the check asks for {config.masks}: give more, or masks="
-        )
     cosine, cosine_float = (float(torch.cat(kept).mean()) for kept in (same, near))
     if not cosine >= SAME:
         raise UserError(
@@ -186,15 +189,14 @@ def compared(session: Session, sam: Sam, exact: Sam, side: int, config: ExportRu
     return {"cosine": cosine, "cosine_float": cosine_float, "agreement": agreement, "masks": masks}
 
 
-def costly(config: ExportRun, exact: Sam, side: int) -> list[str]:
-    """The layers that cost most masks when each alone is quantized, judged on two photographs."""
+def costly(config: ExportRun, exact: Sam, batches: Sequence[Batch]) -> list[str]:
+    """The layers that cost most masks when each alone is quantized, judged on these photographs."""
     sam = checkpoint.load(config.checkpoint).requires_grad_(False)
     fold(exact)
     sam.load_state_dict({**sam.state_dict(), **exact.state_dict()})
     layers: dict[str, Any] = {name: part for name, part in sam.named_modules() if type(part) in SWAPS.values()}
     for layer in layers.values():
         layer.active = False
-    batches = [batch for batch, _ in zip(photographs(config, side), range(2))]
     table = []
     for name, layer in layers.items():
         table.append((agree(sam, {name: layer}, batches, config.seed)[0], name))
