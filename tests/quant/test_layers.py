@@ -140,7 +140,7 @@ def test_learned_scales_begin_where_they_were_and_do_not_see_how_a_batch_is_divi
     before = layer(x)
     learn([layer])
     assert torch.equal(layer(x), before)
-    assert layer.weight_stretch.shape == (6,) and layer.input.stretch.shape == ()  # one axis or none: not decayed
+    assert layer.weight_stretch.shape == (6,) and layer.input.stretch.shape == (1,)  # one axis: not decayed
     torch.testing.assert_close(learned(layer, x), learned(layer, x[:2]) + learned(layer, x[2:]))
     assert learned(layer, x[:0]) == 0  # a batch without a mask
     attend = QuantAttend()
