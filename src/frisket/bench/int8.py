@@ -9,7 +9,7 @@ with which everything fits. The guard: onnxruntime's embedding is that of the sa
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,9 @@ def calibrate(sam: Sam, image: Tensor) -> None:
     }
     layers = quantize(sam, QuantConfig(parts=["image_encoder"]), kinds)
     handles = [
-        layer.register_forward_pre_hook(lambda layer, given: layer.start(*given[: layer.operand_count]))
+        layer.register_forward_pre_hook(
+            lambda layer, given: cast(Any, layer).start(*given[: cast(Any, layer).operand_count])
+        )
         for layer in layers.values()
     ]
     sam.image_encoder(image)

@@ -131,7 +131,7 @@ GRAPH: dict[type, type] = {QuantLinear: _Linear, QuantConv2d: _Conv2d, QuantConv
 
 def _op(name: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, **attributes: int) -> Tensor:
     """An ONNX operation that keeps its first input's shape."""
-    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=inputs[0].shape)
+    return torch.onnx.ops.symbolic(name, inputs, cast(Any, attributes), dtype=dtype, shape=inputs[0].shape)
 
 
 class _Decoder(nn.Module):

@@ -152,11 +152,12 @@ def read(path: str | Path) -> list[Evaluation | Training | Quantization]:
         parts.append(read_evaluation(path / "eval.json"))
     if (path / "metrics.csv").is_file():
         parts.append(read_training(path))
+    own = len(parts)
     if (path / "quant.json").is_file():
         parts.append(read_quantization(path))
-    if not parts:
+    if not own:  # beside a quantization, too: a study judges it in there
         holding = [p for p in sorted(path.iterdir()) if any((p / name).is_file() for name in FILES)]
-        parts = [part for folder in holding for part in read(folder)]
+        parts += [part for folder in holding for part in read(folder)]
     if not parts:
         raise UserError(
             f"{path} holds none of {', '.join(FILES)}: evaluate, train or quantize first, or name the folder that did"
