@@ -83,6 +83,7 @@ def export_run(config: ExportRun) -> int:
     if quantized and not config.data:
         raise UserError("a quantized model is compared with its float one: give data=…, photographs with masks")
     exact = float_model(config, sam) if quantized else sam
+    given = checkpoint.load(config.checkpoint, trust=config.trust).requires_grad_(False) if quantized else sam
     batches = photographs(config, side) if config.data else []
     with atomic(out) as folder:
         folder.mkdir()
@@ -93,11 +94,12 @@ def export_run(config: ExportRun) -> int:
         write_decoder(sam, folder / "decoder.onnx", side)
         about = {"model": sam.name, "form": sam.form, "weights": digest, "side": side, "opset": OPSET,
                  "pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}  # fmt: skip
-        about |= compared(Session(folder, threads), sam, exact, batches, config.seed)
+        models = {"cosine": sam, "cosine_quantized": given, "cosine_float": exact}
+        about |= compared(Session(folder, threads), models, batches, config.seed)
         if quantized and about["agreement"] < config.gate:
             assert sam.quantization is not None
             kept = sam.quantization["quant"]["skip"]
-            skip = ",".join(f"'{name}'" for name in (*kept, *costly(config, exact, batches[:2])))
+            skip = ",".join(f"'{name}'" for name in (*kept, *costly(given, exact, batches[:2], config.seed)))
             raise UserError(
                 f"in onnxruntime its masks agree with the float model's to {about['agreement']:.3f} only "
                 f"({about['masks']} masks; gate={config.gate:g}) and nothing is written: quantize again with what "
@@ -148,23 +150,27 @@ def photographs(config: ExportRun, side: int) -> list[Batch]:
         masks += len(batch.masks)
         if masks >= config.masks:
             return batches
-    raise UserError(f"data={config.data} holds {masks} masks, the check asks for {config.masks}: give more, or masks=")
+    fewer = f", or masks={masks}" if masks else ""
+    raise UserError(f"data={config.data} holds {masks} masks, the check asks for {config.masks}: give more{fewer}")
 
 
 @torch.no_grad()
-def compared(session: Session, sam: Sam, exact: Sam, batches: Sequence[Batch], seed: int) -> dict[str, Any]:
-    """{"cosine": mean over the cells of onnxruntime's embeddings with those of `sam` in torch; "cosine_float": with
-    those of `exact`; "agreement": mean IoU of its masks with those of `exact`; "masks": how many}; without data of one
-    picture of noise, and no masks. Raises UserError where `sam` is not what onnxruntime computes."""
+def compared(session: Session, models: dict[str, Sam], batches: Sequence[Batch], seed: int) -> dict[str, Any]:
+    """{name: mean cosine, over cells, of onnxruntime's embeddings with those of a model}: "cosine" of what was written,
+    "cosine_quantized" of it before it was made runnable, "cosine_float"; "agreement": mean IoU of the masks with the
+    float model's; "masks": how many. Without data of one picture of noise, and no masks.
+
+    Raises UserError where onnxruntime does not compute what was written.
+    """
+    sam, exact = models["cosine"], models["cosine_float"]
     values: list[Tensor] = []
-    same: list[Tensor] = []
-    near: list[Tensor] = []
+    near: dict[str, list[Tensor]] = {name: [] for name in models}
 
     def embedded(images: Tensor, sizes: Tensor) -> Tensor:
         image = sam.preprocess(images, sizes)
         embedding = session.encode(image)
-        for kept, model in ((same, sam), (near, exact)):
-            kept.append(F.cosine_similarity(embedding, model.image_encoder(image), dim=1).flatten())
+        for name, model in models.items():
+            near[name].append(F.cosine_similarity(embedding, model.image_encoder(image), dim=1).flatten())
         return embedding
 
     if not batches:
@@ -180,18 +186,17 @@ def compared(session: Session, sam: Sam, exact: Sam, batches: Sequence[Batch], s
         theirs, _ = asked(exact, batch, next(generators)).best()
         values.append(logits_iou(mine, theirs > 0, valid=valid_cells(batch)))
     masks, agreement = sum(map(len, values)), float(torch.cat(values).mean()) if values else None
-    cosine, cosine_float = (float(torch.cat(kept).mean()) for kept in (same, near))
-    if not cosine >= SAME:
+    cosines = {name: float(torch.cat(kept).mean()) for name, kept in near.items()}
+    if not cosines["cosine"] >= SAME:
         raise UserError(
-            f"onnxruntime does not compute here what torch does (cosine {cosine:.4f} of the embeddings) and nothing is "
-            "written: is this an x86 CPU without VNNI? Export on another"
+            f"onnxruntime does not compute here what torch does (cosine {cosines['cosine']:.4f} of the embeddings) and "
+            "nothing is written: is this an x86 CPU without VNNI? Export on another"
         )
-    return {"cosine": cosine, "cosine_float": cosine_float, "agreement": agreement, "masks": masks}
+    return {**cosines, "agreement": agreement, "masks": masks}
 
 
-def costly(config: ExportRun, exact: Sam, batches: Sequence[Batch]) -> list[str]:
-    """The layers that cost most masks when each alone is quantized, judged on these photographs."""
-    sam = checkpoint.load(config.checkpoint).requires_grad_(False)
+def costly(sam: Sam, exact: Sam, batches: Sequence[Batch], seed: int) -> list[str]:
+    """The layers of a quantized model that cost most masks, each quantized alone, judged on these photographs."""
     fold(exact)
     sam.load_state_dict({**sam.state_dict(), **exact.state_dict()})
     layers: dict[str, Any] = {name: part for name, part in sam.named_modules() if type(part) in SWAPS.values()}
@@ -199,7 +204,7 @@ def costly(config: ExportRun, exact: Sam, batches: Sequence[Batch]) -> list[str]
         layer.active = False
     table = []
     for name, layer in layers.items():
-        table.append((agree(sam, {name: layer}, batches, config.seed)[0], name))
+        table.append((agree(sam, {name: layer}, batches, seed)[0], name))
         layer.active = False
     return [name for _, name in sorted(table)[:WORST]]
 
@@ -210,8 +215,8 @@ def told(out: Path, about: dict[str, Any]) -> None:
     share = f", {encoder['bytes'] / encoder['float_bytes']:.0%} of its float" if "float_bytes" in encoder else ""
     print(f"{out}: {about['model']}, {about['form']}, {about['side']} px")
     print(f"encoder {encoder['bytes'] / 2**20:.1f} MiB{share}; decoder {decoder['bytes'] / 2**20:.1f} MiB")
-    print(
-        f"onnxruntime's embeddings: cosine {about['cosine']:.5f} with torch's, {about['cosine_float']:.5f} with float's"
-    )
+    near = (("what was written", ""), ("the quantized model", "_quantized"), ("the float one", "_float"))
+    cosines = ", ".join(f"{about['cosine' + key]:.5f} with {who}" for who, key in near)
+    print(f"onnxruntime's embeddings, cosine: {cosines}")
     if about["masks"]:
         print(f"mean IoU {about['agreement']:.4f} with the float model over {about['masks']} masks")
