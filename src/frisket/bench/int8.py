@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frisket.bench.harness import Case, Row, Setting, at_least
+from frisket.bench.harness import Case, Row, Setting, at_least, at_most
 from frisket.export.graph import runnable, write_encoder
 from frisket.export.session import opened
 from frisket.models.sam import Sam
@@ -59,8 +59,8 @@ def calibrate(sam: Sam, image: Tensor) -> None:
 
 
 @cache
-def made(quick: bool, seed: int, threads: int) -> tuple[Sam, Any, Sam, Any, Tensor, str]:
-    """(float Sam, its session, the quantized one, its session, a picture, the files' sizes)."""
+def made(quick: bool, seed: int, threads: int) -> tuple[Sam, Any, Sam, Any, Tensor, list[int]]:
+    """(float Sam, its session, the quantized one, its session, a picture, the files' bytes)."""
     torch.manual_seed(seed)
     exact = random_sam(quick)
     torch.manual_seed(seed)
@@ -71,7 +71,7 @@ def made(quick: bool, seed: int, threads: int) -> tuple[Sam, Any, Sam, Any, Tens
         fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         write_encoder(exact, fp32, side)
         write_encoder(runnable(sam), int8, side)
-        sizes = " and ".join(f"{file.stat().st_size / 2**20:.1f} MiB" for file in (fp32, int8))
+        sizes = [file.stat().st_size for file in (fp32, int8)]
         return exact, opened(fp32, threads), sam, opened(int8, threads), image, sizes
 
 
@@ -87,9 +87,10 @@ def int8_row(setting: Setting, torch_too: bool) -> Case:
     guards = [
         at_least("cosine to torch", lambda: cosine(int8, sam), 0.999),
         at_least("of fp32", lambda: cosine(fp32, exact), 0.9999),
+        at_most("share of its bytes", lambda: sizes[1] / sizes[0], 0.5 if setting.quick else 0.3),
     ]
     baseline = (lambda: exact.image_encoder(image)) if torch_too else (lambda: fp32.run(None, given))
-    note = f"{tuple(image.shape)}; files of {sizes}, fp32 and int8"
+    note = f"{tuple(image.shape)}; files of {sizes[0]} and {sizes[1]} bytes, fp32 and int8"
     return Case(baseline, lambda: int8.run(None, given), guards, note, "int8")
 
 

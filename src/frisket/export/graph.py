@@ -190,7 +190,7 @@ def _write(
     finally:
         undo()
     assert program is not None
-    DeduplicateInitializersPass()(program.model)  # each block brings the same table of distances
+    DeduplicateInitializersPass(size_limit=2**20)(program.model)  # each block brings the same table of distances
     ClearMetadataAndDocStringPass()(program.model)  # torch writes where each line of the model's source lies
     program.save(str(path), external_data=False)
 
