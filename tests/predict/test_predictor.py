@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
 
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image, upscale_logits
@@ -90,7 +91,8 @@ def test_a_lone_click_asks_for_three_masks(ready: Predictor) -> None:
     alone = ready.predict(points=[[20, 30]])
     assert torch.equal(alone.logits, ready.predict(points=[[20, 30]], multimask=True).logits)
     boxed = ready.predict(points=[[20, 30]], boxes=[10, 10, 60, 50])
-    assert torch.equal(boxed.logits, ready.predict(points=[[20, 30]], boxes=[10, 10, 60, 50], multimask=False).logits)
+    told = ready.predict(points=[[20, 30]], boxes=[10, 10, 60, 50], multimask=False)
+    assert_close(boxed.logits, told.logits, rtol=1e-5, atol=1e-5)  # one of four outputs, and one alone
 
 
 def test_a_single_output_that_distrusts_itself_is_not_taken(tiny_sam: Sam) -> None:
@@ -102,7 +104,7 @@ def test_a_single_output_that_distrusts_itself_is_not_taken(tiny_sam: Sam) -> No
     for trust, multimask in ((9.0, False), (-9.0, True)):
         bias.data = torch.tensor([trust, 1.0, 1.0, 1.0])
         free, told = predictor.predict(boxes=boxes), predictor.predict(boxes=boxes, multimask=multimask)
-        assert torch.equal(free.logits, told.logits) and torch.equal(free.iou, told.iou)
+        assert_close((free.logits, free.iou), (told.logits, told.iou), rtol=1e-5, atol=1e-5)
         single = predictor.predict(boxes=boxes, multimask=False)
         assert torch.equal(single.iou > 5, torch.tensor([trust > 0] * 2))
 

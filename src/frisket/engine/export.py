@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from frisket.engine.quantize import WORST, agree, with_masks
 from frisket.errors import UserError
 from frisket.export.graph import OPSET, runnable, write_decoder, write_encoder
 from frisket.export.session import Session
-from frisket.files import atomic, write_json
+from frisket.files import atomic, writable, write_json
 from frisket.losses import logits_iou
 from frisket.models.sam import PIXEL_MEAN, PIXEL_STD, Sam
 from frisket.place import Place
@@ -119,13 +118,9 @@ def export_run(config: ExportRun) -> int:
 
 def ready(out: Path) -> None:
     """Raise UserError for a folder that cannot be made, or holds what is none of ours and would be lost."""
-    try:
-        if out.exists() and any(out.iterdir()) and not (out / ABOUT).is_file():
-            raise UserError(f"out={out} holds other things, which would be lost: give another folder")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryDirectory(dir=out.parent).cleanup()
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written ({error.strerror}): give another folder") from error
+    writable(out, f"out={out}")
+    if out.exists() and any(out.iterdir()) and not (out / ABOUT).is_file():
+        raise UserError(f"out={out} holds other things, which would be lost: give another folder")
 
 
 def float_model(config: ExportRun, sam: Sam) -> Sam:

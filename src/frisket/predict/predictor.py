@@ -20,7 +20,7 @@ from frisket.errors import UserError
 from frisket.geometry import Frame, pad_square, resize_image, upscale_logits
 from frisket.models.encoder import STRIDE
 from frisket.models.sam import Sam
-from frisket.sample import FOREGROUND, Prediction, Prompts
+from frisket.sample import FOREGROUND, Prediction, Prompts, picked
 
 Numbers = Tensor | np.ndarray | Sequence
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what a folder of photographs holds
@@ -155,8 +155,8 @@ class Predictor:
         return prompts
 
     @torch.inference_mode()
-    def ask(self, prompts: Prompts, multimask: bool) -> Prediction:
-        """Decode N prompts given in input pixels: all C outputs, logits (N, C, G, G) and IoU (N, C)."""
+    def ask(self, prompts: Prompts, multimask: bool | None) -> Prediction:
+        """Decode N prompts given in input pixels: C outputs, logits (N, C, G, G) and IoU (N, C); see `Sam.decode`."""
         parts = []
         for start in range(0, len(prompts), self.batch):
             part = prompts[start : start + self.batch]
@@ -185,11 +185,12 @@ class Predictor:
         """
         asked = self.prompts(points, labels, boxes, masks)
         click = asked.boxes is None and asked.masks is None and asked.points is not None and asked.points.shape[1] == 1
-        logits, iou = self.ask(asked, click if multimask is None else multimask).best()
-        if multimask is None and not click:
-            others, rated = self.ask(asked, True).best()
-            better = iou < UNTRUSTED * rated
-            logits, iou = torch.where(better[:, None, None], others, logits), torch.where(better, rated, iou)
+        answer = self.ask(asked, True if click and multimask is None else multimask)
+        if answer.iou.shape[1] > 3:  # all outputs: the single one, unless it distrusts itself
+            best = 1 + answer.iou[:, 1:].argmax(dim=1)
+            logits, iou = answer.pick(torch.where(answer.iou[:, 0] < UNTRUSTED * picked(answer.iou, best), best, 0))
+        else:
+            logits, iou = answer.best()
         # Upscaled in parts: at 8 MP, 64 float masks already take 2 GB.
         full = [upscale_logits(part, self.frame) > 0 for part in logits.split(8)]
         return Answer(torch.cat(full), iou, logits)
