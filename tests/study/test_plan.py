@@ -73,7 +73,7 @@ def test_merged_leaves_its_arguments_alone() -> None:
         ({"arms": {"train": {"train": "x"}}}, "prepared and an arm"),
         ({"arms": {"a": {"train": "x", "after": "b"}, "b": {"train": "x"}}}, "written above it"),
         ({"arms": {"a": {"prep": "x"}}}, "must say one of train: YAML"),
-        ({"arms": {"a": {"quant": "x"}}}, "arms.a: quantize what"),
+        ({"arms": {"a": {"quantize": "x"}}}, "arms.a: quantize what"),
         ({"arms": {"a": "x"}}, "must be a mapping"),
         ({"prepare": {"a": 3}}, "prepare.a must be a mapping"),
         ({"prepare": {"a": {"train": "x", "prep": "y"}}}, "must say one of"),

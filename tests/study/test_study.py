@@ -108,11 +108,12 @@ def test_a_study_killed_twice_says_what_one_says_that_ran_through(
 @pytest.mark.slow
 def test_an_arm_may_quantize_another(tiny: list[str], tmp_path: Path) -> None:
     search = "search: {candidates: 2, rounds: 1, rows: 16}, place: {accelerator: cpu}"
-    quantized = f"{{quant: quant_tiny, after: neck, data: '@train', gate: 0, calibration: 1, check: 1, {search}}}"
+    how = "quantize: quant_tiny, after: neck, data: '@train', gate: 0, calibration: 1, check: 1, quant: {weight_bits: 6}"
+    quantized = f"{{{how}, {search}}}"
     assert main([*tiny, "arms.cascade=null", "against=neck", "seeds=[0]", f"arms.w8a8={quantized}"]) == 0
     out = tmp_path / "out"
     made = json.loads((out / "w8a8" / "seed0" / "quant.json").read_text())
-    assert made["checkpoint"] == str(out / "neck" / "seed0")
+    assert made["checkpoint"] == str(out / "neck" / "seed0") and made["settings"]["quant"]["weight_bits"] == 6
     arms = json.loads((out / "study.json").read_text())["arms"]
     assert arms["w8a8"]["neck_error"]["mean"] != arms["neck"]["neck_error"]["mean"]
     assert "| w8a8 |" in (out / "study.md").read_text() and "w8a8" in (out / "report.html").read_text()
@@ -128,7 +129,7 @@ def test_a_wrong_key_of_an_arm_is_found_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [["lightening"], ["lightening", "lightening_bsds500"]], ids=lambda words: words[-1])
+@pytest.mark.parametrize("words", [["lightening"], ["lightening", "lightening_bsds500"], ["tinysam"]], ids=lambda words: words[-1])
 def test_every_shipped_study_is_laid_out_and_its_settings_load(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

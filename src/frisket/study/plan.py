@@ -11,10 +11,10 @@
       cascade: {train: distill_lightening}
       neck: {train: distill_lightening, distill: {schedule: neck}}
       cascade+decoder: {train: finetune_decoder, after: cascade}      # init_from: the same seed's run of that arm
-      w8a8: {quant: quant_tiny, after: cascade, data: "@train"}       # checkpoint: the same
+      w8a8: {quantize: quant_tiny, after: cascade, data: "@train"}    # checkpoint: the same
     judge: {teacher: "@teacher", data: "@val"}         # settings of the evaluation task `fidelity`
 
-Everything beside the verb (`train:`, `quant:` or `prep:`, with the name of a shipped YAML or a path) and `after:` are
+Everything beside the verb (`train:`, `quantize:` or `prep:`, with the name of a shipped YAML or a path) and `after:` are
 that YAML's own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left out.
 Files   OUT/<prepared name>/, OUT/<arm>/seed<k>/ (a run folder), OUT/<arm>/seed<k>/eval/. Our choice.
 """
@@ -28,8 +28,8 @@ from typing import Any
 from frisket.errors import UserError, nearest
 from frisket.plugins import Extensible
 
-ARMS = ("train", "quant")
-VERBS = ("prep", *ARMS)
+ARMS = {"train": "train", "quantize": "quant"}  # the study's word: the command (quant_tiny has settings named quant)
+VERBS = {"prep": "prep", **ARMS}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -44,11 +44,11 @@ class StudyConfig(Extensible):
     against: str = ""
     """The arm that all others are compared with; the first one when empty."""
     prepare: dict[str, Any] = field(default_factory=dict)
-    """{name: {prep, train or quant: YAML, …its settings}}, made once: first the data, then models, as written."""
+    """{name: {prep, train or quantize: YAML, …its settings}}, made once: first the data, then models, as written."""
     recipes: dict[str, Any] = field(default_factory=dict)
     """{YAML: settings} that all arms of that recipe share."""
     arms: dict[str, Any] = field(default_factory=dict)
-    """{name: {train or quant: YAML, after: arm, …settings}}."""
+    """{name: {train or quantize: YAML, after: arm, …settings}}."""
     judge: dict[str, Any] = field(default_factory=dict)
     """Settings of the evaluation task `fidelity` for every cell."""
     jobs: int = field(default=1, metadata={"least": 1})
@@ -148,7 +148,7 @@ def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _split(where: str, spec: Any, verbs: tuple[str, ...]) -> tuple[str, str, dict[str, Any], str | None]:
+def _split(where: str, spec: Any, verbs: Mapping[str, str]) -> tuple[str, str, dict[str, Any], str | None]:
     """(verb, YAML, settings, after) of one entry."""
     if not isinstance(spec, Mapping):
         raise UserError(f"{where} must be a mapping such as {{train: distill_lightening}}")
@@ -157,7 +157,7 @@ def _split(where: str, spec: Any, verbs: tuple[str, ...]) -> tuple[str, str, dic
         raise UserError(f"{where} must say one of {', '.join(f'{verb}: YAML' for verb in verbs)}")
     settings = {str(key): value for key, value in spec.items() if key not in (said[0], "after")}
     after = spec.get("after")
-    return said[0], str(spec[said[0]]), settings, None if after is None else str(after)
+    return verbs[said[0]], str(spec[said[0]]), settings, None if after is None else str(after)
 
 
 def _placed(value: Any, places: Mapping[str, Path], where: str) -> Any:
