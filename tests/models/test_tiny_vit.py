@@ -15,6 +15,7 @@ from torch import Tensor
 from frisket import checkpoint
 from frisket.checkpoint import fingerprint
 from frisket.errors import UserError
+from frisket.eval.cost import count, points
 from frisket.models import zoo
 from frisket.models.tiny_vit import TinyViT, TinyViTConfig
 
@@ -148,6 +149,22 @@ def test_layout_and_counts_are_the_published_ones(name: str) -> None:
     }
     assert encoder.macs(1024) / 1e9 == pytest.approx(sum(gmac for _, gmac in STAGES.values()), abs=2e-3)
     assert encoder.macs(1024) / 1e9 == pytest.approx(38.768, abs=5e-4)
+    assert sum(p.numel() for p in sam.mask_decoder.parameters()) == 4_058_340
+
+    def decode(multimask: bool | None) -> float:  # None: all four masks, as the published count; else only those asked
+        embedding, owner = torch.empty(1, 256, 64, 64, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+        return count(lambda: sam.decode(embedding, owner, points(1, "meta"), multimask))
+
+    assert decode(True) < decode(None) == pytest.approx(1.812, rel=1e-3)
+
+
+def test_at_1024_px_it_answers_in_the_published_shapes() -> None:
+    sam = zoo.build("tiny_sam").eval().to("meta")
+    with torch.inference_mode():
+        embedding = sam.image_encoder(torch.empty(1, 3, 1024, 1024, device="meta"))
+        answer = sam.decode(embedding, torch.zeros(1, dtype=torch.long, device="meta"), points(1, "meta"), True)
+    assert embedding.shape == (1, 256, 64, 64)
+    assert answer.logits.shape == (1, 3, 256, 256) and answer.iou.shape == (1, 3)
 
 
 def test_a_public_file_loads_by_its_path_and_no_bias_is_stale(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ def test_the_gradient_is_fishers_and_not_zero() -> None:
     torch.testing.assert_close(total / 4000, chance * (1 - chance), atol=0.02, rtol=0)
 
 
+def test_the_search_is_the_papers_by_default() -> None:
+    config = SearchConfig()
+    assert (config.candidates, config.rounds, config.metric) == (100, 3, "fisher")
+    assert (config.low, config.high) == (0.01, 1.2)
+
+
 def test_padding_weighs_nothing() -> None:
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     valid = torch.zeros(2, 4, 4, dtype=torch.bool)
