@@ -1,5 +1,7 @@
 """The search: a true Fisher weight, an error that never rises, per-channel choices, and accuracy kept."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Generator
@@ -120,6 +122,24 @@ def test_the_found_scale_is_the_best_of_all_candidates() -> None:
     layer.input.start(x)
     assert min(abs(chosen - factor) for factor in factors) < 1e-5
     assert error(chosen) == pytest.approx(best, rel=1e-6)
+
+
+def test_rounds_end_when_one_finds_nothing_better(tiny: Sam, batches: list[Batch], monkeypatch) -> None:
+    """And more of them would find the same scales."""
+    layers = prepared(tiny, batches[0])
+    name = "mask_decoder.transformer.layers.0.mlp.lin1"
+    part = capture(tiny, {name: layers[name]}, batches[:1], QUICK)[name]
+    asked: list[int] = []
+    plain = type(layers[name]).forward
+    monkeypatch.setattr(type(layers[name]), "forward", lambda self, x: asked.append(1) or plain(self, x))
+    calls, scales = [], []
+    for rounds in (1, 10, 1000):
+        asked.clear()
+        search(layers[name], part, dataclasses.replace(QUICK, rounds=rounds))
+        calls.append(len(asked))
+        scales.append(layers[name].weight_scale.clone())
+    assert calls[0] < calls[1] == calls[2]
+    assert torch.equal(scales[1], scales[2])
 
 
 def test_eight_bits_keep_the_masks(tiny: Sam, batches: list[Batch]) -> None:

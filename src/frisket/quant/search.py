@@ -198,18 +198,22 @@ def search(layer: Layer, captured: Sequence[Captured], config: SearchConfig) -> 
     factors = config.low + (config.high - config.low) * torch.arange(config.candidates) / config.candidates
     starts = [operand.scale.clone() for operand in layer.operands()]
     for _ in range(config.rounds):
+        better = False
         if not isinstance(layer, QuantAttend):
             widest, count = layer.widest(), layer.weight_scale.numel()
-            _best(layer, "weight_scale", (widest * factor for factor in factors), partial(cost, count))
+            better |= _best(layer, "weight_scale", (widest * factor for factor in factors), partial(cost, count))
         for operand, start in zip(layer.operands(), starts, strict=True):
             shares = 2.0 ** -torch.arange(SPLITS) / start.cpu() if operand.kind == "softmax" else factors
-            _best(operand, "scale", (start * share for share in shares), cost)
+            better |= _best(operand, "scale", (start * share for share in shares), cost)
+        if not better:
+            break  # another round would try the same
     return {"before": before / elements, "after": float(cost()) / elements}
 
 
-def _best(holder: nn.Module, name: str, choices: Iterable[Tensor], cost: Callable[[], Tensor]) -> None:
-    """Set a scale, or each of a layer's scales by itself, to the choice that costs least; what it is now is one."""
-    best: Tensor = getattr(holder, name)
+def _best(holder: nn.Module, name: str, choices: Iterable[Tensor], cost: Callable[[], Tensor]) -> bool:
+    """Set a scale, or each of a layer's scales by itself, to the choice that costs least; what it is now is one.
+    Returns whether any is another now."""
+    best = before = getattr(holder, name)
     least = cost().reshape(best.shape)
     for choice in choices:
         setattr(holder, name, choice.to(best))
@@ -217,3 +221,4 @@ def _best(holder: nn.Module, name: str, choices: Iterable[Tensor], cost: Callabl
         best = torch.where((now < least).to(best.device), choice.to(best), best)
         least = torch.minimum(now, least)
     setattr(holder, name, best)
+    return not torch.equal(best, before)
