@@ -49,6 +49,10 @@ class BenchConfig(Extensible):
     """Calls before them."""
     seed: int = field(default=0, metadata={"least": 0, "most": 2**32 - 1})
     """Of the inputs."""
+    checkpoint: str = ""
+    """A trained model, for the rows that need one; without it they are left out."""
+    high_score_thresh: float = 8.5
+    """Of everything_hierarchical; the paper's, which a small model may never reach."""
     out: str = "runs/bench.json"
     """The JSON with every sample."""
     place: Place = field(default_factory=lambda: Place(threads=1))
@@ -57,11 +61,13 @@ class BenchConfig(Extensible):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a row is told: small sizes or real ones, where, and the seed of its inputs."""
+    """What a row is told: small sizes or real ones, where, the seed of its inputs, and what BenchConfig says."""
 
     quick: bool
     device: torch.device
     seed: int = 0
+    checkpoint: str = ""
+    high_score_thresh: float = 8.5
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Row:
 
     `cpu` rows ignore a GPU; `bf16` rows are left out on a CPU without bf16 instructions (where they take minutes and
     say nothing), unless they are named or quick. `needs`: a package without which a row is left out, unless named.
+    `trained` rows need `checkpoint=`, unless quick.
     """
 
     name: str
@@ -103,6 +110,7 @@ class Row:
     cpu: bool = False
     bf16: bool = False
     needs: str = ""
+    trained: bool = False
 
 
 def at_most(text: str, measure: Callable[[], float], limit: float) -> Guard:
@@ -179,6 +187,9 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
     chosen = choose(rows, config.rows)
     slow = [] if config.rows or config.quick or use_cuda or cpu_bf16() else [row.name for row in chosen if row.bf16]
     missing = {row.name: row.needs for row in chosen if row.needs and not config.rows and find_spec(row.needs) is None}
+    untrained = [row.name for row in chosen if row.trained and not config.checkpoint and not config.quick]
+    if untrained and config.rows:
+        raise UserError(f"row {untrained[0]} needs a trained model: give checkpoint=RUN")
     results: list[Result] = []
     with switched(threads=threads):
         here = environment(
@@ -192,15 +203,18 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
         for package in sorted(set(missing.values())):
             names = ", ".join(name for name, needs in missing.items() if needs == package)
             print(f"left out, since {package} is not installed: {names}")
+        if untrained:
+            print(f"left out, since checkpoint= names no trained model: {', '.join(untrained)}")
         print(HEADER)
-        for row in (row for row in chosen if row.name not in slow and row.name not in missing):
+        for row in (row for row in chosen if row.name not in {*slow, *missing, *untrained}):
             on = torch.device("cuda" if use_cuda and not row.cpu else "cpu")
             results.append(measure(row, config, on))
             print(line(results[-1]), flush=True)
             report = {"schema": SCHEMA, "environment": here, "rows": [record(result) for result in results]}
             write_json(config.out, report)
     failed = [result.name for result in results if not result.ok]
-    print(f"JSON with every sample: {config.out}. Weights are random: speed and equality are shown, accuracy is not.")
+    weights = f"Weights are random but for {config.checkpoint}" if config.checkpoint else "Weights are random"
+    print(f"JSON with every sample: {config.out}. {weights}: speed and equality are shown, accuracy is not.")
     if failed:
         print(f"FAIL: a guard of {', '.join(failed)} does not hold, so there is no ratio")
     return 1 if failed else 0
@@ -209,7 +223,7 @@ def run(config: BenchConfig, rows: Sequence[Row]) -> int:
 def measure(row: Row, config: BenchConfig, device: torch.device) -> Result:
     """Make one row ready, ask its guards, and time it when they hold."""
     torch.manual_seed(config.seed)
-    case = row.make(Setting(config.quick, device, config.seed))
+    case = row.make(Setting(config.quick, device, config.seed, config.checkpoint, config.high_score_thresh))
     threads = config.place.threads or 1
     clock = "cuda events" if device.type == "cuda" else "thread CPU time" if threads == 1 else "wall time"
     with torch.set_grad_enabled(case.grad):

@@ -48,14 +48,26 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[d
     return rles
 
 
+def genuine(quick: bool) -> list[Path]:
+    """SA-1B's photographs, where they are; none for small sizes."""
+    folder = Path(os.environ.get("FRISKET_DATA_ROOT", "")) / "sa1b_images"
+    return sorted(folder.glob("*.jpg")) if "FRISKET_DATA_ROOT" in os.environ and not quick else []
+
+
+def photographs(setting: Setting) -> tuple[list[np.ndarray], str]:
+    """All of them, uint8 (H, W, 3), or a made one; and where they are from."""
+    if files := genuine(setting.quick):
+        return [simplejpeg.decode_jpeg(file.read_bytes()) for file in files], "SA-1B's photographs"
+    jpg, _, source = photograph(np.random.default_rng(setting.seed), setting.quick)
+    return [simplejpeg.decode_jpeg(jpg)], source
+
+
 def photograph(rng: np.random.Generator, quick: bool) -> tuple[bytes, tuple[int, int], str]:
     """A JPEG, its (h, w) and where it is from."""
-    folder = Path(os.environ.get("FRISKET_DATA_ROOT", "")) / "sa1b_images"
-    genuine = sorted(folder.glob("*.jpg")) if "FRISKET_DATA_ROOT" in os.environ and not quick else []
-    if genuine:
-        jpg = genuine[0].read_bytes()
+    if files := genuine(quick):
+        jpg = files[0].read_bytes()
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpg)
-        return jpg, (int(height), int(width)), f"SA-1B's {genuine[0].name}"
+        return jpg, (int(height), int(width)), f"SA-1B's {files[0].name}"
     height, width = (120, 180) if quick else (1500, 2250)
     pixels = np.full((height, width, 3), 128.0)
     for cells, strength in ((3, 60.0), (height // 25, 20.0), (height // 5, 5.0)):  # shading, objects, texture

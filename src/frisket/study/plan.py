@@ -14,8 +14,8 @@
       w8a8: {quantize: quant_tiny, after: cascade, data: "@train"}    # checkpoint: the same
     judge: {teacher: "@teacher", data: "@val"}         # settings of the evaluation task `fidelity`
 
-Everything beside the verb (`train:`, `quantize:` or `prep:`, with the name of a shipped YAML or a path) and `after:` are
-that YAML's own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left out.
+Everything beside the verb (`train:`, `quantize:` or `prep:`, with the name of a shipped YAML or a path) and `after:`
+are that YAML's own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left out.
 Files   OUT/<prepared name>/, OUT/<arm>/seed<k>/ (a run folder), OUT/<arm>/seed<k>/eval/. Our choice.
 """
 
