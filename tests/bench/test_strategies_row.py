@@ -11,7 +11,6 @@ from frisket.bench import harness, strategies
 from frisket.bench.harness import BenchConfig, Setting
 from frisket.errors import UserError
 from frisket.everything.result import Everything
-from frisket.models import zoo
 from frisket.models.sam import Sam
 from frisket.place import Place
 

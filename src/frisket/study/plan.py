@@ -15,7 +15,8 @@
     judge: {teacher: "@teacher", data: "@val"}         # settings of the evaluation task `fidelity`
 
 Everything beside the verb (`train:`, `quantize:` or `prep:`, with the name of a shipped YAML or a path) and `after:`
-are that YAML's own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left out.
+are that YAML's own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left
+out.
 Files   OUT/<prepared name>/, OUT/<arm>/seed<k>/ (a run folder), OUT/<arm>/seed<k>/eval/. Our choice.
 """
 
