@@ -3,13 +3,15 @@
 tiny_shards   folder with train and val shards of 64 px synthetic photographs, made by `frisket prep`'s own code
 tiny_sam      a 64 px Sam with random weights; tiny_teacher: the path of one, deeper, saved as model.pt; tiny_quantized:
               the folder of that one at W8A8, as `frisket quant` writes it
+small_disk    a file system of a few kilobytes
 data_root     $FRISKET_DATA_ROOT (real data); tests that need it skip when it is not set
 Tests marked gpu skip themselves where there is no CUDA device.
 """
 
 import os
 import random
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of pytest-xdist share two cores
@@ -92,6 +94,26 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """small_disk(256): the folder of a file system of 256 KiB, a new one at each call. Skips without root."""
+    mounted: list[Path] = []
+
+    def mount(kilobytes: int) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a tmpfs cannot be mounted here (it needs root): {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:  # lazy: the traceback of the error under test may still hold a removed file open
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.fixture(scope="session")

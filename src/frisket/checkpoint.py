@@ -7,9 +7,10 @@ Source  Meta's files as published (arXiv 2304.02643); the rest, and the order of
 What `load` reads; each form has a file in `frisket.weights`, every checksum is compared, and no code of a file runs:
   a zoo name       its public file in $FRISKET_WEIGHTS, or <name>.pt of ours there when nothing was published
   a file's name    there is no such file here, but in $FRISKET_WEIGHTS
-  Meta's .pth      and other bare state dicts: named by their keys and shapes
+  Meta's .pth      and other bare state dicts, .safetensors too: named by their keys and shapes, or by the record that
+                   `frisket export-weights` adds
   model.pt         ours
-  .safetensors     ours, quantized (frisket.quant.packed)
+  .safetensors     ours, float or quantized (frisket.quant.packed)
   Lightning .ckpt  of our recipes: the trained Sam of it
   DeepSpeed folder of our recipes; parts that hold more than weights only with `trust`
   run folder       model.safetensors, or else model.pt, when it is newer than the newest training checkpoint, else that
@@ -31,7 +32,7 @@ from frisket.models import zoo
 from frisket.models.sam import Sam
 from frisket.quant import packed
 from frisket.runfiles import RunFiles
-from frisket.weights import bare, deepspeed, lightning, ours
+from frisket.weights import bare, deepspeed, lightning, ours, safe
 from frisket.weights.layout import differences, fingerprint, layout, weights_digest
 from frisket.weights.ours import save
 from frisket.weights.stored import Stored, model, quantization, tensors, unpickle
@@ -80,8 +81,6 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", *, trust:
     text, path = str(name_or_path), _where(str(name_or_path))
     if path.is_dir() and not (path / "latest").is_file():
         path = _of_run(path)
-    if path.suffix == packed.SUFFIX:
-        return packed.read(path).to(device).eval()
     stored = _read(path, trust)
     if text in zoo.names() and stored.name != text:
         raise UserError(f"{path} holds '{stored.name}', not '{text}': put the right file there or load it by its path")
@@ -209,6 +208,9 @@ def _read(path: Path, trust: bool) -> Stored:
     """What any form on disk holds."""
     if path.is_dir():
         return deepspeed.read(path, trust=trust)
+    if path.suffix == safe.SUFFIX:
+        about, state = safe.read(path)
+        return bare.read(state, path) if about is None else Stored(*model(about, path), state, quantization(about))
     content = unpickle(path)
     record = content.get("frisket")
     form = lightning if isinstance(record, Mapping) else bare if record is None else ours

@@ -1,6 +1,5 @@
 """The runner: same bytes from any number of processes, tasks and kills; nothing half-written; sentences."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -8,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -210,41 +209,27 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
         prep(synthetic(tmp_path / "file"))
 
 
-@contextlib.contextmanager
-def tmpfs(path: Path, kilobytes: int) -> Iterator[Path]:
-    """A file system of this size. Skips when it cannot be mounted."""
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)]
-    if os.geteuid() != 0:
-        pytest.skip("a full disk needs root to mount a tiny tmpfs")
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a tiny tmpfs cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", str(path)], check=True)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_one_sentence_and_leaves_only_whole_units(workers: int, tmp_path: Path) -> None:
-    with tmpfs(tmp_path / "small", 128) as disk:
-        config = synthetic(disk, count=24, image_size=128, samples_per_shard=3, workers=workers)
-        with pytest.raises(UserError, match=r"disk|No space left") as caught:
-            prep(config)
-        assert "\n" not in str(caught.value) and str(disk) in str(caught.value)
-        names = sorted(str(p.relative_to(disk)) for p in disk.rglob("*") if p.is_file())
-        done = [note for note in names if note.startswith(".prep/synthetic")]
-        shards = [name for name in names if name.endswith(".tar")]
-        assert len(done) == len(shards) >= 1  # the first unit fitted
-        expected = {".prep/settings.json", *done, *shards, *(f"{shard}.idx.json" for shard in shards)}
-        assert set(names) == expected  # no temporary, no shard without index, no index.json
+def test_a_full_disk_is_one_sentence_and_leaves_only_whole_units(
+    workers: int, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    disk = small_disk(128)
+    config = synthetic(disk, count=24, image_size=128, samples_per_shard=3, workers=workers)
+    with pytest.raises(UserError, match=r"disk|No space left") as caught:
+        prep(config)
+    assert "\n" not in str(caught.value) and str(disk) in str(caught.value)
+    names = sorted(str(p.relative_to(disk)) for p in disk.rglob("*") if p.is_file())
+    done = [note for note in names if note.startswith(".prep/synthetic")]
+    shards = [name for name in names if name.endswith(".tar")]
+    assert len(done) == len(shards) >= 1  # the first unit fitted
+    expected = {".prep/settings.json", *done, *shards, *(f"{shard}.idx.json" for shard in shards)}
+    assert set(names) == expected  # no temporary, no shard without index, no index.json
 
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        prep(config)  # room was made: the same command ends the work
-        prep(dataclasses.replace(config, out=str(tmp_path / "straight"), place=Place(workers=1)))
-        for shard in expand(tmp_path / "straight"):
-            assert np.array_equal((disk / Path(shard).name).read_bytes(), Path(shard).read_bytes())
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    prep(config)  # room was made: the same command ends the work
+    prep(dataclasses.replace(config, out=str(tmp_path / "straight"), place=Place(workers=1)))
+    for shard in expand(tmp_path / "straight"):
+        assert np.array_equal((disk / Path(shard).name).read_bytes(), Path(shard).read_bytes())
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from frisket.quant import packed
 from frisket.quant.layers import QuantConfig, fold, quantize
 from frisket.quant.search import asked, kinds_of
 from frisket.sample import Batch
+from frisket.weights import safe
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_other_files_are_refused(saved: tuple[Path, Sam], tmp_path: Path) -> Non
     path, _ = saved
     state = load_file(path)
     save_file(state, tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match="no quantized model of this frisket"):
+    with pytest.raises(UserError, match="is no model of the zoo"):
         checkpoint.load(tmp_path / "bare.safetensors")
     with safetensors.safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["frisket"])
@@ -83,7 +84,7 @@ def test_other_files_are_refused(saved: tuple[Path, Sam], tmp_path: Path) -> Non
 def signed(about: dict, state: dict, path: Path) -> None:
     """A file whose digest is right, as another program might write one."""
     about = {key: value for key, value in about.items() if key != "digest"}
-    about["digest"] = packed._digest(about, state)
+    about["digest"] = safe.signature(about, state)
     save_file(state, path, metadata={"frisket": json.dumps(about)})
 
 

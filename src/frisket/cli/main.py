@@ -29,6 +29,7 @@ VERBS = {
     "predict": "masks for pictures: frisket predict photo.jpg checkpoint=runs/finetune_decoder",
     "quant": "fewer bits, scales searched: frisket quant configs/quant_tiny.yaml checkpoint=runs/distill_tiny",
     "export": "ONNX files that run without PyTorch: frisket export configs/export_onnx.yaml checkpoint=runs/quant_tiny",
+    "export-weights": "a run's weights as one file: frisket export-weights runs/distill_lightening out=mine.pth",
     "study": "named arms, seeds, one judge; what differs: frisket study studies/lightening.yaml",
     "report": "results of runs as one HTML page: frisket report runs/eval runs/train_sam",
     "bench": "time the parts that matter: frisket bench",
@@ -80,13 +81,18 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in args if "=" not in word], [word for word in args if "=" in word]
 
 
+def stem(verb: str) -> str:
+    """The name of a verb's file in this folder."""
+    return verb.replace("-", "_")
+
+
 def usage(verb: str | None = None, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> str:
     """Return the help text: of all verbs, or of one with the keys of the recipe, task or source that is chosen."""
     if not verb:
-        verbs = "\n".join(f"  {name:8} {text}" for name, text in VERBS.items())
+        verbs = "\n".join(f"  {name:14} {text}" for name, text in VERBS.items())
         foot = "Starting a run again continues it. Unknown keys are refused."
         return f"frisket VERB [YAML …] [key=value …]\n\n{verbs}\n\n{foot}"
-    source = Path(__file__).with_name(f"{verb}.py")  # parsed, not imported: that would take seconds
+    source = Path(__file__).with_name(f"{stem(verb)}.py")  # parsed, not imported: that would take seconds
     about = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or VERBS[verb]
     keys = CHOOSES.get(verb, ())
     if verb == "show":
@@ -96,7 +102,7 @@ def usage(verb: str | None = None, files: Sequence[str] = (), overrides: Sequenc
         ours = ", ".join(path.stem for path in paths if any(settings.peek([path], [], key) for key in keys))
         return f"{about}\n\nYAMLs of ours: {ours}. `frisket {verb} YAML --help` lists the keys of one."
     _plug_in(files, overrides)
-    schema = importlib.import_module(f"frisket.cli.{verb}").schema(settings.split(files)[0], overrides)
+    schema = importlib.import_module(f"frisket.cli.{stem(verb)}").schema(settings.split(files)[0], overrides)
     knobs = [(f"{knob.key}={knob.default}", knob.about) for knob in settings.describe(schema)]
     wide = min(max(len(key) for key, _ in knobs), 44)
     table = "\n".join(f"  {key:{wide}}  {line}".rstrip() for key, line in knobs)
@@ -110,7 +116,7 @@ def _plug_in(files: Sequence[str], overrides: Sequence[str]) -> None:
 
 def _run(verb: str, files: list[str], overrides: list[str]) -> int:
     _plug_in(files, overrides)
-    return int(importlib.import_module(f"frisket.cli.{verb}").run(files, overrides) or 0)
+    return int(importlib.import_module(f"frisket.cli.{stem(verb)}").run(files, overrides) or 0)
 
 
 def entry() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from frisket import config as settings
-from frisket.cli.main import CHOOSES, VERBS
+from frisket.cli.main import CHOOSES, VERBS, stem
 from frisket.engine.fit import check
 from frisket.errors import UserError
 from frisket.everything.strategy import chosen
@@ -33,7 +33,7 @@ def run(files: Sequence[str], overrides: Sequence[str]) -> int:
     if not files and not overrides:
         raise UserError("nothing to show: give a YAML, e.g. frisket show distill_lightening")
     name, files = verb(files, overrides)
-    schema = importlib.import_module(f"frisket.cli.{name}").schema(files, overrides)
+    schema = importlib.import_module(f"frisket.cli.{stem(name)}").schema(files, overrides)
     with settings.unset_kept():
         config = settings.load(schema, files, overrides)
         about = settings.describe(schema)

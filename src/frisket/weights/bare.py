@@ -1,6 +1,7 @@
-"""State dicts without a record, as Meta publishes them and others save them: named by their keys and shapes.
+"""Bare state dicts, as Meta publishes them and others save them: named by their keys and shapes.
 
-{"model": …}, {"state_dict": …} and prefixes (`module.` of DDP, `model.` of other trainers) are unwrapped.
+Ours carry a record besides, which says what shapes cannot. {"model": …}, {"state_dict": …} and prefixes (`module.` of
+DDP, `model.` of other trainers) are unwrapped.
 """
 
 from collections.abc import Mapping
@@ -8,23 +9,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from frisket.errors import UserError
+from frisket.models import zoo
+from frisket.models.sam import Sam
 from frisket.models.zoo import entries
 from frisket.weights.layout import Shapes, differences, fingerprint, layout, shape, some
-from frisket.weights.stored import Stored, tensors
+from frisket.weights.stored import Stored, model, tensors
 
 PART = "image_encoder."
 WRAPPERS = ("state_dict", "model")
+RECORD = "frisket"
 
 
 def read(content: Mapping[str, Any], path: Path) -> Stored:
-    """The Sam of the zoo with exactly these keys and shapes. Raises UserError saying what else the file is."""
+    """The Sam that its record names, or the one of the zoo with exactly these keys and shapes. Raises UserError saying
+    what else the file is."""
     inner = content
     while wrapped := [key for key in WRAPPERS if isinstance(inner.get(key), Mapping)]:
         inner = inner[wrapped[0]]
-    state = tensors(inner, path)
+    state, record = tensors(inner, path), _note(inner).get(RECORD)
+    if isinstance(record, Mapping):
+        return Stored(*model(record, path), state)
     prefixes = {key[: key.index(PART)] for key in state if PART in key}
     if not prefixes:
         what = "a Lightning checkpoint" if "pytorch-lightning_version" in content else "a state dict"
@@ -37,6 +45,23 @@ def read(content: Mapping[str, Any], path: Path) -> Stored:
     prefix = prefixes.pop()
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return Stored(_identify(state, path), {}, state)
+
+
+def noted(sam: Sam) -> dict[str, Tensor]:
+    """A copy of its state dict, on the CPU, which any module of its keys takes with strict=True; `read` finds the
+    record where torch keeps the modules' versions."""
+    state = sam.state_dict()
+    for key, value in state.items():  # cloned: a view would bring its whole storage along
+        state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    _note(state)[RECORD] = zoo.record(sam)
+    return state
+
+
+def _note(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What torch's `_metadata` says of the whole; {} where there is none."""
+    facts = getattr(state, "_metadata", None)
+    note = facts.get("") if isinstance(facts, Mapping) else None
+    return note if isinstance(note, dict) else {}
 
 
 @cache
