@@ -1,12 +1,12 @@
 #!/bin/bash
 # TinySAM, post-training quantization: W8A8 on one GPU (arXiv 2312.13789, section 3.2). How to start it: slurm/env.sh.
-# No warning signal: what is found is written down layer by layer, and the same command goes on after any end.
 #SBATCH --job-name=quant_tiny
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=12:00:00
+#SBATCH --signal=SIGUSR1@180
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out

@@ -37,7 +37,7 @@ def test_slurm_scripts_can_be_requeued(script):
     assert "#SBATCH --requeue\n" in text and "#SBATCH --open-mode=append\n" in text
     assert 'source "${SLURM_SUBMIT_DIR:-$PWD}/slurm/env.sh"' in text
     assert '"$@"' in text
-    if "frisket train" in text:
+    if "frisket train" in text or "frisket quant" in text:
         assert "#SBATCH --signal=SIGUSR1@180\n" in text
         assert "--ntasks-per-node" in text
 

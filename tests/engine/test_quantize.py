@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
 import re
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ import torch
 from frisket import checkpoint
 from frisket import config as settings
 from frisket.cli.main import main
-from frisket.engine import quantize
+from frisket.engine import quantize, signals
 from frisket.engine.quantize import QuantRun, photographs
 from frisket.quant.layers import QuantConfig, QuantLinear
 from frisket.quant.search import SearchConfig
@@ -79,6 +83,29 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
     assert len(searched) == total + 1  # the ten before the stop were not searched again
     first, second = (checkpoint.load(tmp_path / name).state_dict() for name in ("straight", "q"))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(("place", "number", "code"), [("search", signal.SIGTERM, 75), ("agree", signal.SIGINT, 130)])
+def test_asked_to_stop_it_leaves_after_that_layer_and_goes_on(
+    place: str, number: int, code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    done, whole = [], getattr(quantize, place)
+
+    def asked_in_the_fifth(*given: Any) -> Any:
+        done.append(given)
+        if len(done) == 5:
+            os.kill(os.getpid(), number)
+            while number == signal.SIGINT and not signals.asked():  # a thread looks for Ctrl-C
+                time.sleep(0.01)
+        return whole(*given)
+
+    monkeypatch.setattr(quantize, place, asked_in_the_fifth)
+    assert main([*words, "gate=0"]) == code
+    assert len(done) == 5 and not (tmp_path / "q" / "quant.json").exists()
+    assert "stopped on request; the same command goes on from there" in capsys.readouterr().out
+    assert main([*words, "gate=0"]) == 0
+    total = len(json.loads((tmp_path / "q" / "quant.json").read_text())["layers"])
+    assert len(done) == total + (place == "agree")  # nothing twice; at the end all layers together
 
 
 def test_below_the_gate_nothing_is_written(

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(usage(verb, *split([word for word in rest if word not in ("-h", "--help")])))
             return 0
         files, overrides = split(rest)
-        if verb not in ("train", "eval"):
+        if verb not in ("train", "eval", "quant"):
             return _run(verb, files, overrides)
         with held():  # before numpy and torch start threads: see frisket.engine.signals
             return _run(verb, files, overrides)

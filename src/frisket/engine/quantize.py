@@ -2,10 +2,11 @@
 
     code = quantize_run(QuantRun(checkpoint="runs/distill_tiny", data="data/sa1b/val"))
 
-Each layer's scales are written down as they are found (`.judged-0.jsonl` in `out`): the same command goes on after a
-kill. Then the masks are compared with the float model's own, for each layer alone and for all together; below `gate`
-nothing is written but a sentence that names the layers to keep in float. Files: model.safetensors, quant.json,
-sensitivity.csv. Source: frisket.quant.search; the gate and the table are our choice.
+Each layer's scales, and what it alone costs, are written down as they are found (`.judged-0.jsonl` in `out`): the same
+command goes on after a kill; asked to stop, it leaves after that layer with code 75 (130 after Ctrl-C). Then the masks
+are compared with the float model's own, for each layer alone and for all together; below `gate` nothing is written but
+a sentence that names the layers to keep in float. Files: model.safetensors, quant.json, sensitivity.csv. Source:
+frisket.quant.search; the gate and the table are our choice.
 """
 
 import time
@@ -22,7 +23,9 @@ from torch import Generator, Tensor
 from frisket import checkpoint
 from frisket.data.annotated import open_annotated, sample
 from frisket.data.module import collate
+from frisket.engine import signals
 from frisket.engine.journal import Journal
+from frisket.engine.preempt import Stopped, exit_code
 from frisket.errors import UserError, warn
 from frisket.files import remove, write_csv, write_json
 from frisket.losses import logits_iou
@@ -72,7 +75,16 @@ class QuantRun(Extensible):
 
 
 def quantize_run(config: QuantRun) -> int:
-    """Do all of it, or go on. Returns 0; raises UserError."""
+    """Do all of it, or go on. Returns the exit code; raises UserError."""
+    with signals.held():
+        try:
+            return _quantize(config)
+        except Stopped:
+            print("stopped on request; the same command goes on from there", flush=True)
+            return exit_code()
+
+
+def _quantize(config: QuantRun) -> int:
     if not config.checkpoint:
         raise UserError("no model is named: give checkpoint=RUN, the float model to quantize")
     made = RunFiles(config.out)
@@ -99,7 +111,7 @@ def quantize_run(config: QuantRun) -> int:
     journal = Journal(Path(config.out), identity)
     remove(made.packed)  # whatever comes of this run, an older result is none of it
     rows = search_all(sam, layers, calibration, config, journal, list(kinds))
-    table = sensitivity(sam, layers, rows, calibration, config.seed)
+    table = sensitivity(sam, layers, rows, calibration, config.seed, journal, list(kinds))
     for layer in layers.values():
         layer.active = True
     agreement, masks = agree(sam, layers, others or calibration, config.seed)
@@ -157,7 +169,7 @@ def search_all(
     """{layer: its error before and after}, its scales set and the layer left float; what the journal knows is taken.
     every: all layers that could be quantized; the journal counts in them, so that it knows others than `layers`."""
     names, known = list(layers), journal.read()
-    kept = {every[number]: dict(row["layer"]) for number, row in known.items() if row is not None}
+    kept = {every[number]: dict(row["layer"]) for number, row in known.items() if row is not None and "layer" in row}
     rows = {name: row for name, row in kept.items() if name in layers}
     journal.start(known)
     for name, row in rows.items():
@@ -167,6 +179,7 @@ def search_all(
         group = left[first : first + config.search.together]
         captured = capture(sam, {name: layers[name] for name in group}, batches, config.search, config.seed)
         for name in group:
+            leave_if_asked()
             layer = layers[name]
             report = search(layer, captured[name], config.search)
             layer.active = False
@@ -183,18 +196,35 @@ def _say(what: str, begun: float, done: int, total: int) -> None:
     print(f"{what}, {minutes:.0f} min left", flush=True)
 
 
+def leave_if_asked() -> None:
+    """Raise Stopped once somebody asked."""
+    if signals.asked():
+        raise Stopped
+
+
 def sensitivity(
-    sam: Sam, layers: dict[str, Layer], rows: dict[str, dict[str, Any]], batches: Sequence[Batch], seed: int
+    sam: Sam,
+    layers: dict[str, Layer],
+    rows: dict[str, dict[str, Any]],
+    batches: Sequence[Batch],
+    seed: int,
+    journal: Journal,
+    every: list[str],
 ) -> list[dict[str, Any]]:
     """For each layer {"layer", "agreement" with the float masks when it alone is quantized, "before", "after"}; what
-    costs most first."""
+    costs most first. The journal counts these behind `every`."""
     table, begun, wanted = [], time.monotonic(), answers(sam, layers, batches, seed, active=False)
-    for number, (name, layer) in enumerate(layers.items(), 1):
-        agreement, _ = agree(sam, {name: layer}, batches, seed, wanted)
-        layer.active = False
-        if number % 8 == 0:
-            _say(f"each layer alone: {number} of {len(layers)}", begun, number, len(layers))
-        table.append({"layer": name, "agreement": agreement, **{k: rows[name][k] for k in ("before", "after")}})
+    known = {number: row["alone"]["agreement"] for number, row in journal.read().items() if row and "alone" in row}
+    for count, (name, layer) in enumerate(layers.items(), 1):
+        leave_if_asked()
+        entry = len(every) + every.index(name)
+        if entry not in known:
+            known[entry], _ = agree(sam, {name: layer}, batches, seed, wanted)
+            layer.active = False
+            journal.add(entry, {"alone": {"agreement": known[entry]}})
+        if count % 8 == 0:
+            _say(f"each layer alone: {count} of {len(layers)}", begun, count, len(layers))
+        table.append({"layer": name, "agreement": known[entry], **{k: rows[name][k] for k in ("before", "after")}})
     return sorted(table, key=lambda row: row["agreement"])
 
 
