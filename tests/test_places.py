@@ -20,12 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from frisket import checkpoint, config
+from frisket.engine.quantize import QuantRun
 from frisket.models import zoo
 from frisket.models.blocks import Attend
 from frisket.models.sam import Sam
 from frisket.proposals import Targets
 from frisket.quant import packed
-from frisket.quant.layers import fold
+from frisket.quant.layers import QuantConfig, fold, quantize
+from frisket.quant.search import share
 from frisket.recipes import qat_tiny
 from frisket.recipes.base import RECIPES
 from frisket.recipes.interactive import InteractiveConfig, asked
@@ -182,3 +184,27 @@ def test_a_preset_holds_every_recipe_and_its_header_does_the_sum(preset: str) ->
         counted = needed(name, place)
         assert [added, float(said[2])] == pytest.approx([counted, counted], abs=0.06), name
         assert counted <= USED * GIB[preset], f"{name}: {counted:.1f} of {GIB[preset]} GiB"
+
+
+def test_what_quantizing_holds_is_what_its_header_says() -> None:
+    """The layers captured together, of all photographs: as frisket.quant.search keeps them."""
+    with torch.device("meta"):
+        sam = zoo.build("tiny_sam").eval()
+    fold(sam, values=False)
+    layers, config, mib = quantize(sam, QuantConfig(), kinds()), QuantRun(), dict[str, float]()
+
+    def measure(name: str, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        captured = share(layers[name], inputs, output, output, config.search.rows, 0)
+        numbers = sum(x.numel() for x in captured.inputs if x is not None) + 2 * captured.output.numel()
+        mib[name] = 4 * numbers * config.calibration / MIB
+
+    for name, layer in layers.items():
+        layer.register_forward_hook(partial(measure, name))
+    prompts = Prompts(torch.zeros(16, 2, 2, device="meta"), torch.zeros(16, 2, dtype=torch.long, device="meta"))
+    with torch.inference_mode():
+        embedding = sam.image_encoder(torch.empty(1, 3, 1024, 1024, device="meta"))
+        sam.decode(embedding, torch.zeros(16, dtype=torch.long, device="meta"), prompts, True)
+    together = [list(layers)[first : first + config.search.together] for first in range(0, len(layers), 8)]
+    most = max(sum(mib[name] for name in group) for group in together) / 1024
+    said = re.search(r"([\d.]+) GiB of captured layers", (CONFIGS / "quant_tiny.yaml").read_text())
+    assert said and float(said[1]) == pytest.approx(most, abs=0.06)

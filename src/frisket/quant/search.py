@@ -143,7 +143,7 @@ def capture(
         for name, (inputs, output) in held.items():
             gradient = output.grad if output.grad is not None else torch.zeros_like(output)
             weight = gradient.square() if config.metric == "fisher" else torch.ones_like(gradient)
-            seen[name].append(_share(layers[name], inputs, output.detach(), weight, config.rows, seed + number))
+            seen[name].append(share(layers[name], inputs, output.detach(), weight, config.rows, seed + number))
     return seen
 
 
@@ -158,7 +158,7 @@ def _hold(
     return output
 
 
-def _share(
+def share(
     layer: Layer, inputs: tuple[Tensor | None, ...], output: Tensor, weight: Tensor, rows: int, seed: int
 ) -> Captured:
     """At most `rows` rows, drawn at random: tokens of a linear layer, windows or prompts of attention."""
