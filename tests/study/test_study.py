@@ -145,6 +145,12 @@ def test_every_shipped_study_is_laid_out_and_its_settings_load(
     assert len(laid.cells()) == len(laid.arms) * len(study.seeds) >= 3
 
 
+def test_studies_that_share_data_and_teacher_make_them_alike() -> None:
+    """So that a copy of one study's folders serves another, as their headers say."""
+    lightening, tinysam = (config.read(STUDIES / f"{name}.yaml")["prepare"] for name in ("lightening", "tinysam"))
+    assert lightening == tinysam and set(tinysam) == {"train", "val", "teacher"}
+
+
 def test_of_nothing_finished_the_table_says_so(tiny: list[str], tmp_path: Path) -> None:
     laid = plan(config.load(StudyConfig, [tiny[1]], [tiny[2]]), "tiny")
     assert finish(laid, []) == {"arms": {}, "pairs": {}}
