@@ -50,7 +50,8 @@ class BenchConfig(Extensible):
     seed: int = field(default=0, metadata={"least": 0, "most": 2**32 - 1})
     """Of the inputs."""
     checkpoint: str = ""
-    """A trained model, for the rows that need one; without it they are left out."""
+    """A trained model, for the rows that need one; without it they are left out. A quantized one is what the int8 rows
+    measure instead of random weights."""
     high_score_thresh: float = 8.5
     """Of everything_hierarchical; the paper's, which a small model may never reach."""
     out: str = "runs/bench.json"
