@@ -24,7 +24,6 @@ from frisket.engine.quantize import QuantRun
 from frisket.models import zoo
 from frisket.models.blocks import Attend
 from frisket.models.sam import Sam
-from frisket.proposals import Targets
 from frisket.quant import packed
 from frisket.quant.layers import QuantConfig, fold, quantize
 from frisket.quant.search import share
@@ -119,9 +118,8 @@ def an_image(name: str) -> float:
         if name == "distill_lightening":
             return kept(lambda: recipe.training_step(given, 0), recipe)
         if name == "train_autoppn":
-            maps = Targets(torch.empty(images, 3, 256, 256), torch.empty(images, 3, 4, 256, 256))
-            embedding = torch.empty(images, 256, 64, 64)
-            return kept(lambda: sum(recipe.terms(embedding, maps, given.sizes).values()), recipe)
+            given.heat, given.ways = torch.empty(images, 3, 256, 256), torch.empty(images, 3, 4, 256, 256)
+            return kept(lambda: recipe.ppn_loss(torch.empty(images, 256, 64, 64), given), recipe)
         frozen = not any(weight.requires_grad for weight in recipe.sam.image_encoder.parameters())
         return 0 if frozen else kept(lambda: recipe.sam.encode(given.images, given.sizes), recipe)
 

@@ -25,44 +25,103 @@ def scene(count: int, side: int = 32, seed: int = 0) -> tuple[Tensor, Tensor, Te
     return stacked, boxes_of_masks(stacked) * 4, stacked.flatten(1).float().mean(1)
 
 
-def slow(masks: Tensor, boxes: Tensor, shares: Tensor, owners: Tensor, images: int) -> Targets:
+def slow(masks: Tensor, boxes: Tensor, shares: Tensor) -> Targets:
     """targets, cell by cell: the distance to every cell outside, border included, is measured."""
     side = masks.shape[-1]
-    heat, ways = torch.zeros(images, 3, side, side), torch.zeros(images, 3, 4, side, side)
+    heat, ways = torch.zeros(3, side, side), torch.zeros(3, 4, side, side)
     outside = [(i, j) for i in range(-1, side + 1) for j in range(-1, side + 1)]
     for n, mask in enumerate(masks):
         if shares[n] > 0.9:
             continue
         group = 0 if shares[n] < 0.05 else 1 if shares[n] <= 0.25 else 2
+        x0, y0, x1, y1 = boxes[n].tolist()
+        if not mask.any():
+            mask = mask.clone()
+            mask[min(side - 1, int((y0 + y1) / 8)), min(side - 1, int((x0 + x1) / 8))] = True
         out = torch.tensor([p for p in outside if not (0 <= p[0] < side and 0 <= p[1] < side and mask[p])]).float()
-        depth = {tuple(p): float((out - p).square().sum(1).min().sqrt()) for p in mask.nonzero().float()}
+        depth = {tuple(p): float((out - p).square().sum(1).min()) for p in mask.nonzero().float()}
         for (i, j), d in depth.items():
-            place, i, j = owners[n], int(i), int(j)
-            value = d / max(depth.values())
-            if value > heat[place, group, i, j]:
-                heat[place, group, i, j] = value
+            i, j = int(i), int(j)
+            value = (torch.tensor(d) / max(depth.values())).sqrt()
+            if value > heat[group, i, j]:
+                heat[group, i, j] = value
                 x, y = (j + 0.5) * 4, (i + 0.5) * 4
-                x0, y0, x1, y1 = boxes[n].tolist()
-                ways[place, group, :, i, j] = torch.tensor([x - x0, y - y0, x1 - x, y1 - y]) / (4 * side)
+                ways[group, :, i, j] = torch.tensor([x - x0, y - y0, x1 - x, y1 - y]) / (4 * side)
     return Targets(heat, ways)
 
 
-def test_targets_are_depths_and_ways_to_the_box() -> None:
-    masks, boxes, shares = scene(12, side=14)
-    masks[0] = True  # all of the picture: no object
-    shares[0] = 1.0
-    owners = torch.arange(len(masks)) % 2
-    made, expected = targets(masks, boxes, shares, owners, images=3), slow(masks, boxes, shares, owners, 3)
+def rubble(count: int, side: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise, copies, single cells, whole and empty masks, as `scene` gives discs; equal depths abound."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(count, side, side, generator=generator) < torch.rand(count, 1, 1, generator=generator) ** 3
+    masks[1::5], masks[2::7], masks[3::9] = torch.rand(side, side, generator=generator) < 0.97, True, False
+    boxes = torch.rand(count, 4, generator=generator).sort(dim=1).values * 4 * side
+    shares = torch.rand(count, generator=generator)
+    return masks, boxes, torch.where(torch.rand(count, generator=generator) < 0.5, shares * 0.1, shares)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_targets_are_depths_and_ways_to_the_box(seed: int) -> None:
+    masks, boxes, shares = scene(12, side=14, seed=seed) if seed % 2 else rubble(30, side=8 + seed, seed=seed)
+    masks[0], shares[0] = True, 1.0  # all of the picture: no object
+    before = masks.clone()
+    made, expected = targets(masks, boxes, shares), slow(masks, boxes, shares)
     torch.testing.assert_close(made.heat, expected.heat, atol=1e-6, rtol=0)
     torch.testing.assert_close(made.boxes, expected.boxes, atol=1e-6, rtol=0)
-    assert not made.heat[2].any() and {int(g) for g in group_of(shares)} == {0, 1, 2}
+    single = targets(masks, boxes, shares, groups=1)
+    assert torch.equal(single.heat[0], made.heat.amax(0)) and torch.equal(masks, before)
+
+
+@pytest.mark.parametrize("kind", ["depth", "gaussian"])
+def test_without_an_object_there_is_nothing_to_learn(kind) -> None:
+    for count, share in ((0, 0.1), (2, 0.95)):
+        heat, ways = targets(torch.ones(count, 8, 8) > 0, torch.ones(count, 4), torch.full((count,), share), kind=kind)
+        assert heat.shape == (3, 8, 8) and ways.shape == (3, 4, 8, 8) and not heat.any() and not ways.any()
 
 
 def test_an_object_below_the_grid_is_the_cell_of_its_box() -> None:
     masks = torch.zeros(1, 16, 16, dtype=torch.bool)
-    made = targets(masks, torch.tensor([[21.0, 41.0, 23.0, 43.0]]), torch.tensor([0.001]), torch.tensor([0]), images=1)
-    assert made.heat.sum() == 1 and made.heat[0, 0, 10, 5] == 1
-    assert made.boxes[0, 0, :, 10, 5].tolist() == pytest.approx([1 / 64, 1 / 64, 1 / 64, 1 / 64])
+    made = targets(masks, torch.tensor([[21.0, 41.0, 23.0, 43.0]]), torch.tensor([0.001]))
+    assert made.heat.sum() == 1 and made.heat[0, 10, 5] == 1
+    assert made.boxes[0, :, 10, 5].tolist() == pytest.approx([1 / 64, 1 / 64, 1 / 64, 1 / 64])
+
+
+def slow_bells(boxes: Tensor, shares: Tensor, side: int) -> Targets:
+    """CenterNet's targets, cell by cell; the radius is searched for: the largest by which corners may move, each way
+    that boxes can meet, while they overlap by 0.7."""
+    heat, ways = torch.zeros(3, side, side), torch.zeros(3, 4, side, side)
+    for (x0, y0, x1, y1), share in zip((boxes / 4).tolist(), shares.tolist(), strict=True):
+        group = 0 if share < 0.05 else 1 if share <= 0.25 else 2
+        w, h = max(1, math.ceil(x1 - x0)), max(1, math.ceil(y1 - y0))
+
+        def overlap(r: float, w: int = w, h: int = h) -> float:
+            smaller, larger = max(0.0, w - 2 * r) * max(0.0, h - 2 * r), (w + 2 * r) * (h + 2 * r)
+            beside = max(0.0, w - r) * max(0.0, h - r)
+            return min(smaller / (w * h), w * h / larger, beside / (2 * w * h - beside))
+
+        radius = 0
+        while overlap(radius + 1 - 1e-9) >= 0.7:
+            radius += 1
+        cx, cy = int((x0 + x1) / 2), int((y0 + y1) / 2)
+        for i, j in [(i, j) for i in range(side) for j in range(side)]:
+            if max(abs(i - cy), abs(j - cx)) <= radius:
+                sigma = (2 * radius + 1) / 6
+                value = math.exp(-((i - cy) ** 2 + (j - cx) ** 2) / (2 * sigma**2))
+                if value > float(heat[group, i, j]) + 1e-7:
+                    heat[group, i, j] = value
+                    way = torch.tensor([j + 0.5 - x0, i + 0.5 - y0, x1 - j - 0.5, y1 - i - 0.5])
+                    ways[group, :, i, j] = way / side
+    return Targets(heat, ways)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_baselines_targets_are_bells_at_the_middles_of_boxes(seed: int) -> None:
+    masks, boxes, shares = scene(14, side=48, seed=seed)
+    boxes += torch.rand(boxes.shape, generator=torch.Generator().manual_seed(seed)) * 0.5
+    made, expected = targets(masks, boxes, shares, kind="gaussian"), slow_bells(boxes, shares, 48)
+    torch.testing.assert_close(made.heat, expected.heat, atol=1e-6, rtol=0)
+    torch.testing.assert_close(made.boxes, expected.boxes, atol=1e-6, rtol=0)
+    assert (made.heat == 1).sum() > 5 and (made.heat > 0).sum() > 2 * (made.heat == 1).sum()
 
 
 def test_groups_begin_at_5_and_end_at_25_percent() -> None:
@@ -74,8 +133,8 @@ def test_from_its_own_targets_the_picker_hits_every_object(seed: int) -> None:
     """Nested and crossing objects share a map; still one pick at least lies in each, and where an object is the
     deepest its box comes back."""
     masks, boxes, shares = scene(40, side=64, seed=seed)
-    made = targets(masks, boxes, shares, torch.zeros(len(masks), dtype=torch.long), images=1)
-    answer = pick(Proposals(made.heat.logit(eps=1e-6), made.boxes), torch.tensor([[256, 256]]), 256)
+    made = targets(masks, boxes, shares)
+    answer = pick(Proposals(made.heat.logit(eps=1e-6)[None], made.boxes[None]), torch.tensor([[256, 256]]), 256)
     cells = (answer.points[0] / 4).long()[answer.scores[0] > 1e-5]
     hit = masks[:, cells[:, 1], cells[:, 0]].any(1) | (shares > 0.9)
     assert hit.all()
@@ -98,8 +157,7 @@ def test_the_heat_loss_counts_objects_and_the_worst_of_the_rest() -> None:
     torch.manual_seed(0)
     side = 40
     masks, boxes, shares = scene(20, side=side)
-    owners = torch.arange(len(masks)) % 2
-    wanted = targets(masks, boxes, shares, owners, images=2).heat
+    wanted = torch.stack([targets(masks[n::2], boxes[n::2], shares[n::2]).heat for n in range(2)])
     valid = inside(torch.tensor([[160, 120], [100, 160]]), side, 4)
     heat = torch.randn(2, 3, side, side, requires_grad=True)
     loss = hard_heat_loss(heat, wanted, valid=valid)

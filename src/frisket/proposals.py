@@ -1,15 +1,16 @@
 """What AutoPPN learns from masks, and how far it is from it: targets and losses as pure functions.
 
-Use     wanted = targets(masks, boxes, shares, image_index, images=B)
-        terms = proposal_losses(heat, ways, wanted, valid=inside(sizes, G, CELL))
+Use     wanted = targets(masks, boxes, shares)         # of one photograph; the loader's workers do it (frisket.data)
+        loss = hard_heat_loss(heat, wanted.heat, valid=inside(sizes, G, CELL)) + box_loss(ways, wanted)
 Source  Lite-SAM (arXiv 2407.08965): the distance transform instead of Gaussians at box centres, losses apart for small
         (below 5 % of the photograph), medium and large (above 25 %) objects. The formulas behind these words are ours,
-        and so is hard mining; `focal_heat_loss` is the baseline's, CornerNet's (arXiv 1808.01244).
+        and so is hard mining; `focal_heat_loss` and `bells` are the baseline's, CornerNet's (arXiv 1808.01244) and
+        CenterNet's (arXiv 1904.07850).
 
 Shapes: N masks, B images, g groups (3, or 1), G grid side; boxes in sides S of the input.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frisket.geometry import CELL
-from frisket.kernels.distance import squared_depths
+from frisket.kernels.distance import deepest, ways
 
 SMALL, LARGE = 0.05, 0.25
 """Shares of the photograph: below the first an object is small, above the second it is large."""
@@ -29,10 +30,12 @@ BETA = 0.05
 """Where the box loss turns from square to straight, in sides of the input."""
 HARD, LEAST = 3, 1024
 """The loss of empty cells is that of the worst: so many for each cell of an object, and at least so many."""
+OVERLAP = 0.7
+"""Of its box with one whose corners lie within a bell's radius of its own, at least (CenterNet)."""
 
 
 class Targets(NamedTuple):
-    """heat: (B, g, G, G), 1 where an object is deepest, falling to 0 at its edge; boxes: (B, g, 4, G, G), the ways from
+    """heat: (…, g, G, G), 1 where an object is deepest, falling to 0 at its edge; boxes: (…, g, 4, G, G), the ways from
     a cell's centre to the left, upper, right and lower side of the object that is deepest there."""
 
     heat: Tensor
@@ -45,41 +48,49 @@ def group_of(shares: Tensor) -> Tensor:
 
 
 def targets(
-    masks: Tensor, boxes: Tensor, shares: Tensor, image_index: Tensor, *, images: int, groups: int = 3
+    masks: Tensor, boxes: Tensor, shares: Tensor, *, groups: int = 3, kind: Literal["depth", "gaussian"] = "depth"
 ) -> Targets:
-    """Of masks bool (N, G, G), boxes (N, 4) xyxy input px, shares (N,) of the photograph, image_index (N,). On the CPU.
+    """Of one photograph's masks bool (N, G, G), boxes (N, 4) xyxy input px and shares (N,) of it: heat (g, G, G) and
+    boxes (g, 4, G, G). On the CPU.
 
     The depth of a cell is its exact distance to the nearest outside the mask (the picture's border is outside), of the
     deepest one's. A mask without a cell, too small for the grid, is the cell at the middle of its box. Masks above MOST
-    are left out.
+    are left out. kind gaussian: a bell at the middle of the box instead.
     """
-    side = masks.shape[-1]
-    heat, ways = (
-        np.zeros((images, groups, side, side), np.float32),
-        np.zeros((images, groups, 4, side, side), np.float32),
-    )
-    owners, group = image_index.tolist(), (group_of(shares) if groups == 3 else torch.zeros_like(image_index)).tolist()
-    corners = (boxes / (CELL * side)).numpy()
-    centres = (np.arange(side, dtype=np.float32) + 0.5) / side
-    for n, mask in enumerate(masks.numpy()):
-        if shares[n] > MOST:
-            continue
-        if not mask.any():
-            mask = np.zeros_like(mask)
-            x, y = (((corners[n, axis] + corners[n, axis + 2]) / 2 * side) for axis in (0, 1))
-            mask[min(side - 1, max(0, int(y))), min(side - 1, max(0, int(x)))] = True
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-        depth = np.sqrt(squared_depths(mask[box]).astype(np.float32))
-        depth /= depth.max()
-        here = heat[owners[n], group[n]][box]
-        deeper = depth > here
-        here[deeper] = depth[deeper]
-        x, y = np.broadcast_to(centres[box[1]], depth.shape), np.broadcast_to(centres[box[0], None], depth.shape)
-        there = ways[owners[n], group[n]]
-        for k, way in enumerate((x - corners[n, 0], y - corners[n, 1], corners[n, 2] - x, corners[n, 3] - y)):
-            there[k][box][deeper] = way[deeper]
-    return Targets(torch.from_numpy(heat), torch.from_numpy(ways))
+    side, objects = masks.shape[-1], shares <= MOST
+    if not objects.all():
+        masks, boxes, shares = masks[objects], boxes[objects], shares[objects]
+    layer = (group_of(shares) if groups == 3 else torch.zeros(len(shares), dtype=torch.long)).numpy()
+    corners = (boxes / (CELL * side)).float().numpy()
+    middle = ((corners[:, :2] + corners[:, 2:]) / 2 * side).astype(np.int64).clip(0, side - 1)
+    if kind == "depth":
+        heat, owner = deepest(masks.numpy(), layer, groups, middle)
+    else:
+        heat, owner = bells((corners[:, 2:] - corners[:, :2]) * side, layer, groups, middle, side)
+    return Targets(torch.from_numpy(heat), torch.from_numpy(ways(owner, corners)))
+
+
+def bells(
+    sizes: np.ndarray, layer: np.ndarray, layers: int, middle: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """CenterNet's targets, as `deepest` gives depths: of boxes of `sizes` (N, 2), (w, h) in cells, a Gaussian around the
+    middle cell (N, 2), (x, y), cut off at its radius, of a deviation of a sixth of 2 radius + 1 cells."""
+    heat, owner = np.zeros((layers, side, side), np.float32), np.full((layers, side, side), -1, np.int32)
+    for n, ((width, height), (x, y)) in enumerate(zip(np.ceil(sizes).clip(1), middle, strict=True)):
+        total, area = width + height, 4 * (1 - OVERLAP) * width * height
+        radius = int(min(  # one box in the other, the other in it, or both beside each other
+            (total - np.sqrt(total**2 - area)) / 4,
+            (np.sqrt(total**2 + area / OVERLAP) - total) / 4,
+            (total - np.sqrt(total**2 - area / (1 + OVERLAP))) / 2,
+        ))  # fmt: skip
+        along = np.arange(-radius, radius + 1)
+        bell = np.exp(-18 * (along[:, None] ** 2 + along**2) / (2 * radius + 1) ** 2).astype(np.float32)
+        low, left = max(0, y - radius), max(0, x - radius)
+        window = np.s_[layer[n], low : y + radius + 1, left : x + radius + 1]
+        bell = bell[low - y + radius :, left - x + radius :][: heat[window].shape[0], : heat[window].shape[1]]
+        higher = bell > heat[window]
+        heat[window][higher], owner[window][higher] = bell[higher], n
+    return heat, owner
 
 
 def hard_heat_loss(heat: Tensor, wanted: Tensor, *, valid: Tensor, grouped: bool = True) -> Tensor:

@@ -27,7 +27,9 @@ class Sample:
 
     key: WebDataset key; image: uint8 RGB (3, h, w) with (h, w) = frame.size; masks: bool (M, G, G) on the padded grid;
     boxes: float (M, 4) xyxy input px; areas: float (M,) in original px; frame: the way back;
-    embedding: stored teacher image embedding float32 (256, S/16, S/16) with zeros in the padding, or None.
+    embedding: stored teacher image embedding float32 (256, S/16, S/16) with zeros in the padding, or None;
+    heat: float (g, G, G) and ways: float (g, 4, G, G), what AutoPPN is to learn of all the photograph's masks
+    (frisket.proposals.Targets), or None.
     """
 
     key: str
@@ -37,6 +39,8 @@ class Sample:
     areas: Tensor
     frame: Frame
     embedding: Tensor | None = None
+    heat: Tensor | None = None
+    ways: Tensor | None = None
 
 
 @dataclass
@@ -45,7 +49,7 @@ class Batch:
 
     images: uint8 (B, 3, S, S), zero-padded; masks: bool (N, G, G); boxes: float (N, 4) xyxy input px; areas: float (N,)
     original px; image_index: long (N,); sizes: long (B, 2) valid (h, w) of each input; embedding: float (B, 256, S/16,
-    S/16) or None.
+    S/16), heat (B, g, G, G) and ways (B, g, 4, G, G) as in Sample, or None.
     """
 
     keys: list[str]
@@ -57,6 +61,8 @@ class Batch:
     frames: list[Frame]
     sizes: Tensor
     embedding: Tensor | None = None
+    heat: Tensor | None = None
+    ways: Tensor | None = None
 
     @property
     def num_images(self) -> int:

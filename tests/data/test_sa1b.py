@@ -11,6 +11,7 @@ from pycocotools import mask as coco
 from frisket.data.sa1b import RecordError, check_record, decode, decode_jpeg, grid_samples, jpeg_size, parse
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
+from frisket.proposals import targets
 
 
 def draw(raw, size=64, masks=0, seed=0, **how):
@@ -81,6 +82,48 @@ def test_filters_and_empty_masks(record):
     largest = draw(raw).areas.max().item()
     assert draw(raw, min_area=largest).areas.tolist() == [largest]
     assert len(draw(more, masks=7, max_area_fraction=1.0).masks) == 7, "an empty mask is replaced by another one"
+
+
+def test_targets_are_of_all_masks_drawn_or_not_and_of_those_below_the_grid(record):
+    raw = record(3, size=(60, 90), masks=12)
+    notes = json.loads(raw["json"])
+    dot = np.zeros((60, 90), np.uint8)
+    dot[0:2, 0:2] = 1  # no cell's centre lies in it
+    rle = coco.encode(np.asfortranarray(dot))
+    counts = {"size": [60, 90], "counts": rle["counts"].decode()}
+    notes["annotations"].append({"segmentation": counts, "bbox": [0, 0, 1, 1], "area": 4})
+    raw["json"] = json.dumps(notes).encode()
+    few, every = (draw(raw, masks=count, targets=targets) for count in (2, 0))
+    assert len(few.masks) == 2 and len(every.masks) == 12 and torch.equal(few.heat, every.heat)
+    rows, cols = grid_samples(every.frame)
+    grids = torch.from_numpy(np.stack([
+        np.where((rows[:, None] >= 0) & (cols[None] >= 0), coco.decode(note["segmentation"])[rows[:, None], cols], 0)
+        for note in notes["annotations"]
+    ])).bool()  # fmt: skip
+    xywh = torch.tensor([note["bbox"] for note in notes["annotations"]])
+    boxes = every.frame.boxes_to_input(torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).float())
+    shares = torch.tensor([note["area"] for note in notes["annotations"]]) / (60 * 90)
+    heat, ways = targets(grids, boxes, shares)
+    assert torch.equal(few.heat, heat) and torch.equal(few.ways, ways) and heat[0, 0, 0] == 1
+    assert torch.equal(draw(raw, masks=2).masks, few.masks) and draw(raw).heat is None  # the same are drawn
+
+
+def test_700_masks_in_one_photograph(record):
+    sample = draw(record(3, masks=700), masks=5, targets=targets)
+    assert len(sample.masks) == 5 and (sample.heat == 1).sum() > 20 and sample.heat.isfinite().all()
+
+
+def test_a_photograph_of_1_by_3000_pixels_and_one_without_objects_have_targets(record):
+    line = draw(record(3, size=(1, 3000), masks=0), targets=targets)
+    assert line.heat.shape == (3, 16, 16) and not line.heat.any()
+    raw = record(3, size=(1, 3000), masks=0)
+    notes = json.loads(raw["json"])
+    half = coco.encode(np.asfortranarray((np.arange(3000) < 600)[None].astype(np.uint8)))
+    counts = {"size": [1, 3000], "counts": half["counts"].decode()}
+    notes["annotations"].append({"segmentation": counts, "bbox": [0, 0, 599, 0], "area": 600})
+    raw["json"] = json.dumps(notes).encode()
+    sample = draw(raw, targets=targets)  # 1 input pixel is less than half of a cell: no mask, but a cell to click
+    assert not len(sample.masks) and sample.heat.nonzero().tolist() == [[1, 0, 1]]
 
 
 def test_no_masks_is_allowed(record):

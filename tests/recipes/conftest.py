@@ -39,7 +39,9 @@ def fit(tmp_path: Path) -> Callable[..., tuple[list[float], L.Trainer]]:
     def run(recipe: Recipe, steps: int, validate: bool = False) -> tuple[list[float], L.Trainer]:
         curve = Curve()
         trainer = trainer_of(tmp_path, steps, curve, validate=validate)
-        trainer.fit(recipe, datamodule=ShardData(recipe.config.data))
+        data = ShardData(recipe.config.data)
+        data.targets = recipe.targets()
+        trainer.fit(recipe, datamodule=data)
         assert trainer.global_step == steps
         return curve.losses, trainer
 

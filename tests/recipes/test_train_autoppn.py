@@ -20,7 +20,9 @@ from frisket.models.zoo import build
 from frisket.predict.predictor import Predictor
 from frisket.recipes.finetune_decoder import Config as AlignConfig
 from frisket.recipes.finetune_decoder import Module as Align
-from frisket.recipes.train_autoppn import Config, Module, PpnConfig, targets_of
+from frisket.recipes.proposing import PpnConfig
+from frisket.recipes.train_autoppn import Config, Module
+from frisket.sample import Batch
 
 Fit = Callable[..., tuple[list[float], L.Trainer]]
 PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
@@ -39,6 +41,13 @@ def recipe(tiny_shards: Path, tiny_teacher: Path) -> Callable[..., Module]:
     return make
 
 
+def first_batch(module: Module) -> Batch:
+    """Of its data, with targets, as `frisket train` loads them."""
+    data = ShardData(module.config.data)
+    data.targets = module.targets()
+    return next(iter(data.train_dataloader()))
+
+
 def test_one_step_changes_the_proposals_only(recipe, fit: Fit) -> None:
     module = recipe()
     before = snapshot(module.sam)
@@ -54,19 +63,17 @@ def test_it_learns_to_click_on_objects(recipe, fit: Fit) -> None:
     module = recipe(ppn=PpnConfig(points=4))
     losses, _ = fit(module, 60)
     assert falls(losses)
-    batch = next(iter(ShardData(module.config.data).train_dataloader()))
-    wanted = targets_of(batch, 3)
+    batch = first_batch(module)
     with torch.no_grad():
         heat = module.eval().ppn(module.sam.encode(batch.images, batch.sizes)).heat.sigmoid()
-    inside, outside = heat[wanted.heat > 0.5].mean(), heat[wanted.heat == 0].mean()
+    inside, outside = heat[batch.heat > 0.5].mean(), heat[batch.heat == 0].mean()
     assert inside > 2 * outside
 
 
 def test_targets_are_in_the_frames_of_the_batch(recipe) -> None:
     """Picked from the targets of a real batch, every object has a point inside, of its own photograph."""
-    batch = next(iter(ShardData(recipe().config.data).train_dataloader()))
-    wanted = targets_of(batch, 3)
-    answer = pick(Proposals(wanted.heat.logit(eps=1e-6), wanted.boxes), batch.sizes, 256)
+    batch = first_batch(recipe())
+    answer = pick(Proposals(batch.heat.logit(eps=1e-6), batch.ways), batch.sizes, 256)
     for mask, owner, box in zip(batch.masks, batch.image_index, batch.boxes, strict=True):
         sure = answer.scores[owner] > 1e-5
         cells = (answer.points[owner][sure] / CELL).long()
@@ -75,7 +82,9 @@ def test_targets_are_in_the_frames_of_the_batch(recipe) -> None:
 
 
 @pytest.mark.parametrize(
-    "ppn", [PpnConfig(loss="focal", groups=1), PpnConfig(stem="conv", grouped=False)], ids=["focal", "conv"]
+    "ppn",
+    [PpnConfig(targets="gaussian", loss="focal", groups=1), PpnConfig(stem="conv", grouped=False)],
+    ids=["focal", "conv"],
 )
 def test_table_2s_rows_are_settings(recipe, fit: Fit, ppn: PpnConfig) -> None:
     losses, _ = fit(recipe(ppn=ppn), 20)

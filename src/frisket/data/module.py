@@ -70,7 +70,10 @@ def collate(samples: list[Sample]) -> Batch:
     """Samples (at least one) -> Batch: images padded with zeros right and bottom, objects flat. N may be 0."""
     side = samples[0].frame.side
     counts = torch.tensor([len(sample.masks) for sample in samples])
-    embeddings = [sample.embedding for sample in samples if sample.embedding is not None]
+    stacked = {}
+    for name in ("embedding", "heat", "ways"):
+        given = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        stacked[name] = torch.stack(given) if len(given) == len(samples) else None
     return Batch(
         keys=[sample.key for sample in samples],
         images=torch.stack([pad_square(sample.image, side) for sample in samples]),
@@ -80,7 +83,7 @@ def collate(samples: list[Sample]) -> Batch:
         image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
         frames=[sample.frame for sample in samples],
         sizes=torch.tensor([sample.frame.size for sample in samples]),
-        embedding=torch.stack(embeddings) if len(embeddings) == len(samples) else None,
+        **stacked,
     )
 
 
@@ -148,8 +151,8 @@ class ShardData(L.LightningDataModule):
 
     per_device: images a device takes at once (None: its whole share of the global batch); the global batch over the
     ranks' batches is how many are accumulated. workers: processes that read, per device. stamp, which may be set until
-    the loaders are made: the teacher that stored embeddings must come from (None: any one). Rank and world come from
-    the attached trainer. Raises UserError for missing shards, settings that contradict each other, and, while
+    the loaders are made: the teacher that stored embeddings must come from (None: any one); targets, the same:
+    frisket.proposals.targets, for what trains an AutoPPN. Rank and world come from the attached trainer. Raises UserError for missing shards, settings that contradict each other, and, while
     iterating, for a sample that cannot be used (naming shard and key).
     """
 
@@ -165,6 +168,7 @@ class ShardData(L.LightningDataModule):
         super().__init__()
         self.config, self.workers, self.seed = config, workers, seed
         self.per_device, self.stamp = per_device, stamp
+        self.targets: Callable[..., Any] | None = None
 
     @functools.cached_property
     def train_tars(self) -> list[Path | str]:
@@ -212,6 +216,7 @@ class ShardData(L.LightningDataModule):
             masks_per_image=c.masks_per_image,
             min_area=c.min_area,
             max_area_fraction=c.max_area_fraction,
+            targets=self.targets,
         )
 
     def train_dataloader(self) -> ElasticLoader | StreamLoader:

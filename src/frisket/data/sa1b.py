@@ -9,6 +9,7 @@ Masks   are read by filling RLE runs into the S/4 grid, never as full bitmaps; e
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,12 +203,14 @@ def decode(
     rng: np.random.Generator,
     min_area: float = 0.0,
     max_area_fraction: float = 0.9,
+    targets: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> Sample:
     """{"__key__", "__shard__", "jpg", "json"} -> Sample: image resized to `image_size`, at most `masks_per_image`
     masks (0 = all) drawn by `rng` on the (S/4, S/4) grid, boxes xyxy in input pixels, areas in original pixels.
 
     Masks under `min_area` original pixels, over `max_area_fraction` of the image (SAM, appendix A, drops > 90 %) or
-    empty on the grid are not drawn. Raises RecordError naming shard and sample.
+    empty on the grid are not drawn. targets: frisket.proposals.targets, asked about all masks that might be, drawn or
+    not, and those that are empty on the grid. Raises RecordError naming shard and sample.
     """
     where = f"shard {raw.get('__shard__', '?')}, sample {raw['__key__']}"
     for ext in ("jpg", "json"):
@@ -223,42 +226,52 @@ def decode(
         image = resize_image(image, frame.size)
 
     allowed = (notes.areas >= max(min_area, 1.0)) & (notes.areas <= max_area_fraction * notes.height * notes.width)
-    order = np.flatnonzero(allowed)
+    order = every = np.flatnonzero(allowed)
     if masks_per_image:
         order = rng.permutation(order)
-    chosen, grids = _fill(notes, order, masks_per_image or len(order), grid_samples(frame), where)
-
-    xywh = notes.boxes[chosen]
+    on_grid = grid_samples(frame)
+    chosen, grids = _drawn(notes, order, masks_per_image or len(order), on_grid, where)
     # SA-1B's w and h are last minus first pixel (SAM's generator), one less than COCO's; left as stored.
-    corners = torch.from_numpy(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype(np.float32))
+    corners = np.concatenate([notes.boxes[:, :2], notes.boxes[:, :2] + notes.boxes[:, 2:]], 1).astype(np.float32)
+    boxes, areas = frame.boxes_to_input(torch.from_numpy(corners)), torch.from_numpy(notes.areas.astype(np.float32))
+    heat, ways = None, None
+    if targets is not None:
+        whole = grids if np.array_equal(chosen, every) else _filled(notes, every, on_grid, where)
+        shares = areas[every] / (notes.height * notes.width)
+        heat, ways = targets(torch.from_numpy(whole.view(np.bool_)), boxes[every], shares)
     return Sample(
         key=raw["__key__"],
         image=image,
-        masks=torch.from_numpy(grids).bool(),
-        boxes=frame.boxes_to_input(corners),
-        areas=torch.from_numpy(notes.areas[chosen].astype(np.float32)),
+        masks=torch.from_numpy(grids.view(np.bool_)),
+        boxes=boxes[chosen],
+        areas=areas[chosen],
         frame=frame,
         embedding=None,
+        heat=heat,
+        ways=ways,
     )
 
 
-def _fill(
-    notes: Annotations, order: np.ndarray, wanted: int, where_on_grid: tuple[np.ndarray, np.ndarray], where: str
+def _drawn(
+    notes: Annotations, order: np.ndarray, wanted: int, on_grid: tuple[np.ndarray, np.ndarray], where: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first `wanted` masks in `order` that are not empty on the grid: their numbers (M,) and uint8 (M, G, G)."""
-    rows, cols = where_on_grid
     chosen: list[int] = []
-    grids: list[np.ndarray] = []
+    grids = [np.zeros((0, *(len(axis) for axis in on_grid)), np.uint8)]
     while len(order) and len(chosen) < wanted:
         part, order = order[: wanted - len(chosen)], order[wanted - len(chosen) :]
-        try:
-            filled = rle.fill_many([notes.rles[number] for number in part], rows, cols)
-        except ValueError:
-            for number in part:
-                _check_runs(notes.rles[number], int(number), notes.size, where)
-            raise
+        filled = _filled(notes, part, on_grid, where)
         keep = filled.any(axis=(1, 2))
         chosen += part[keep].tolist()
         grids.append(filled[keep])
-    empty = np.zeros((0, len(rows), len(cols)), np.uint8)
-    return np.array(chosen, np.int64), np.concatenate([empty, *grids])
+    return np.array(chosen, np.int64), np.concatenate(grids)
+
+
+def _filled(notes: Annotations, part: np.ndarray, on_grid: tuple[np.ndarray, np.ndarray], where: str) -> np.ndarray:
+    """The masks of these numbers, uint8 (M, G, G). Raises RecordError."""
+    try:
+        return rle.fill_many([notes.rles[number] for number in part], *on_grid)
+    except ValueError:
+        for number in part:
+            _check_runs(notes.rles[number], int(number), notes.size, where)
+        raise

@@ -92,7 +92,7 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     _announce(config, folder, resume, f"{division}, {_epochs(config, data)}")
     recipe = module(config, resume)
     recipe.check_resume(folder.path)
-    data.stamp = recipe.stamp()
+    data.stamp, data.targets = recipe.stamp(), recipe.targets()
     _remember(config, folder)
     keep, preempt = KeepLast(folder, config.trainer.checkpoint_every), Preempt(folder)
     trainer = L.Trainer(

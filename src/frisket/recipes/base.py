@@ -7,7 +7,7 @@ step, rank, keys), so a resumed run repeats an uninterrupted one without storing
 
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -147,6 +147,10 @@ class Recipe(L.LightningModule):
 
     def stamp(self) -> Stamp | None:
         """Which stored teacher embeddings this recipe accepts; None when it uses none."""
+        return None
+
+    def targets(self) -> Callable[..., Any] | None:
+        """Makes what AutoPPN learns of a photograph's masks in the loader (frisket.proposals.targets); None: nothing."""
         return None
 
     # --- shared machinery
