@@ -73,7 +73,7 @@ def targets(
 def bells(
     sizes: np.ndarray, layer: np.ndarray, layers: int, middle: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """CenterNet's targets, as `deepest` gives depths: of boxes of `sizes` (N, 2), (w, h) in cells, a Gaussian around the
+    """CenterNet's targets, as `deepest` gives depths: of boxes of `sizes` (N, 2), (w, h) in cells, a Gaussian at the
     middle cell (N, 2), (x, y), cut off at its radius, of a deviation of a sixth of 2 radius + 1 cells."""
     heat, owner = np.zeros((layers, side, side), np.float32), np.full((layers, side, side), -1, np.int32)
     for n, ((width, height), (x, y)) in enumerate(zip(np.ceil(sizes).clip(1), middle, strict=True)):

@@ -150,10 +150,11 @@ class ShardData(L.LightningDataModule):
     """Training and validation loaders of one DataConfig.
 
     per_device: images a device takes at once (None: its whole share of the global batch); the global batch over the
-    ranks' batches is how many are accumulated. workers: processes that read, per device. stamp, which may be set until
-    the loaders are made: the teacher that stored embeddings must come from (None: any one); targets, the same:
-    frisket.proposals.targets, for what trains an AutoPPN. Rank and world come from the attached trainer. Raises UserError for missing shards, settings that contradict each other, and, while
-    iterating, for a sample that cannot be used (naming shard and key).
+    ranks' batches is how many are accumulated. workers: processes that read, per device. Until the loaders are made
+    two things may be set: stamp, the teacher that stored embeddings must come from (None: any one), and targets,
+    frisket.proposals.targets, for what trains an AutoPPN. Rank and world come from the attached trainer. Raises
+    UserError for missing shards, settings that contradict each other, and, while iterating, for a sample that cannot
+    be used (naming shard and key).
     """
 
     def __init__(

@@ -150,7 +150,7 @@ class Recipe(L.LightningModule):
         return None
 
     def targets(self) -> Callable[..., Any] | None:
-        """Makes what AutoPPN learns of a photograph's masks in the loader (frisket.proposals.targets); None: nothing."""
+        """What makes the loader's targets for an AutoPPN (frisket.proposals.targets); None: no such thing."""
         return None
 
     # --- shared machinery
