@@ -99,27 +99,31 @@ def kept(call: Callable[[], Any], module: nn.Module) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def batch(images: int, masks: int) -> Batch:
-    """Photographs without padding, `masks` objects in all."""
-    index = torch.zeros(masks, dtype=torch.long)
-    grid = torch.empty(masks, 256, 256, dtype=torch.bool)
-    pixels = torch.empty(images, 3, 1024, 1024, dtype=torch.uint8)
+def batch(images: int, masks: int, side: int) -> Batch:
+    """Photographs without padding, `masks` objects in all, and what an AutoPPN is to learn."""
+    index, cells = torch.zeros(masks, dtype=torch.long), side // 4
+    grid = torch.empty(masks, cells, cells, dtype=torch.bool)
+    pixels = torch.empty(images, 3, side, side, dtype=torch.uint8)
     sizes = torch.empty(images, 2, dtype=torch.long)
-    return Batch(["x"] * images, pixels, grid, torch.empty(masks, 4), torch.empty(masks), index, [], sizes)
+    heat, ways = torch.empty(images, 3, cells, cells), torch.empty(images, 3, 4, cells, cells)
+    boxes, areas = torch.empty(masks, 4), torch.empty(masks)
+    return Batch(["x"] * images, pixels, grid, boxes, areas, index, [], sizes, heat=heat, ways=ways)
 
 
 @cache
 def an_image(name: str) -> float:
     """MiB that one image more costs outside the decoder."""
     recipe = built(name)
+    side = recipe.config.data.image_size
 
     def step(images: int) -> int:
-        given = batch(images, 0)
+        given = batch(images, 0, side)
         if name == "distill_lightening":
             return kept(lambda: recipe.training_step(given, 0), recipe)
         if name == "train_autoppn":
-            given.heat, given.ways = torch.empty(images, 3, 256, 256), torch.empty(images, 3, 4, 256, 256)
             return kept(lambda: recipe.ppn_loss(torch.empty(images, 256, 64, 64), given), recipe)
+        if name == "train_lite":
+            return kept(lambda: recipe.ppn_loss(recipe.sam.encode(given.images, given.sizes), given), recipe)
         frozen = not any(weight.requires_grad for weight in recipe.sam.image_encoder.parameters())
         return 0 if frozen else kept(lambda: recipe.sam.encode(given.images, given.sizes), recipe)
 
@@ -131,16 +135,18 @@ def an_image(name: str) -> float:
 def a_prompt(name: str) -> float:
     """MiB that one prompt more costs in the decoder and its loss, in the dearest kind of round."""
     recipe, later = built(name), [False] if name in TAUGHT else [False, True]
+    side = recipe.config.data.image_size
+    cells = side // 4
 
     def of_round(prompts: int, refine: bool) -> int:
-        given, embeddings = batch(2, prompts), torch.empty(2, 256, 64, 64)
-        valid = torch.empty(prompts, 256, 256, dtype=torch.bool)
+        given, embeddings = batch(2, prompts, side), torch.empty(2, 256, side // 16, side // 16)
+        valid = torch.empty(prompts, cells, cells, dtype=torch.bool)
         asking = Prompts(torch.zeros(prompts, 2, 2), torch.zeros(prompts, 2, dtype=torch.long))
         if name in TAUGHT:
             grids, tokens = torch.empty(prompts, 3, 256, 256), torch.empty(prompts, 5, 256)
             wanted: Any = Prediction(grids, torch.empty(prompts, 3), tokens)
             return kept(lambda: recipe.ask(embeddings, wanted, given, asking, slice(None)), recipe)
-        asking = asking.refine(torch.empty(prompts, 256, 256)) if refine else asking
+        asking = asking.refine(torch.empty(prompts, cells, cells)) if refine else asking
         session: Any = {"multimask": not refine, "config": InteractiveConfig(), "valid": valid, "at_once": None}
         return kept(lambda: asked(recipe.sam, embeddings, given, asking, **session), recipe)
 
@@ -166,7 +172,10 @@ def needed(name: str, place: dict[str, Any]) -> float:
         masks = images * loaded.data.masks_per_image
         # what each mask holds all the time: the grids that rounds hand on, or those of the teacher's three answers
         held = 3 if name in TAUGHT else loaded.prompts.rounds
-        total += min(masks, place["prompts_at_once"]) * a_prompt(name) + masks * held * 256 * 256 * 4 / MIB
+        total += (
+            min(masks, place["prompts_at_once"]) * a_prompt(name)
+            + masks * held * (loaded.data.image_size // 4) ** 2 * 4 / MIB
+        )
     return total / 1024
 
 

@@ -14,6 +14,7 @@ from frisket.prompts import (
     error_points,
     noised_boxes,
     random_points,
+    weighed_points,
 )
 from frisket.sample import IGNORED, Prompts
 
@@ -41,6 +42,19 @@ def test_random_points_lie_inside_every_mask(generator: Generator) -> None:
     points, found = random_points(masks, generator)
     x, y = cells_of(points).unbind(1)
     assert found.all() and masks[torch.arange(500), y, x].all()
+
+
+def test_weighed_points_come_as_often_as_their_weight_says(generator: Generator) -> None:
+    weights = torch.rand(8, 8, generator=generator) ** 2
+    weights[2] = 0
+    mask = torch.rand(8, 8, generator=generator) < 0.6
+    points, found = weighed_points(mask.expand(20000, 8, 8), weights.expand(20000, 8, 8), generator)
+    x, y = cells_of(points).unbind(1)
+    share = torch.bincount(y * 8 + x, minlength=64).view(8, 8) / 20000
+    expected = weights * mask / (weights * mask).sum()
+    assert found.all() and (share - expected).abs().max() < 0.01 and not share[expected == 0].any()
+    points, found = weighed_points(mask[None], torch.zeros(1, 8, 8), generator)
+    assert not found.any() and cells_of(points).max() < 8  # nowhere to draw from: the caller's uniform point stays
 
 
 def test_random_points_are_uniform(generator: Generator) -> None:

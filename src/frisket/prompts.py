@@ -30,6 +30,16 @@ def random_points(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     return cell_to_input(torch.stack([index % side, index // side], dim=1)), there
 
 
+def weighed_points(masks: Tensor, weights: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """As `random_points`, a cell's chance its weight, (N, G, G), 0 or more; (our choice: Lite-SAM's heat as the weight
+    gives the clicks that its AutoPPN proposes)."""
+    side = masks.shape[-1]
+    flat = (weights.double() * masks).flatten(1).cumsum(dim=1)
+    chance = torch.rand(len(masks), generator=generator, dtype=torch.double).to(masks.device)
+    index = torch.searchsorted(flat, (chance * flat[:, -1])[:, None], right=True)[:, 0].clamp(max=side * side - 1)
+    return cell_to_input(torch.stack([index % side, index // side], dim=1)), flat[:, -1] > 0
+
+
 def error_points(
     prediction: Tensor, truth: Tensor, generator: Generator, *, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from frisket.cli.eval import run
 from frisket.errors import UserError
 from frisket.eval.boundary import curve, thresholds
 from frisket.eval.edges import Config, Task
-from frisket.everything.edges import everything_edges, photograph_edges, thinned
+from frisket.everything.edges import asked_by, everything_edges, photograph_edges, thinned
+from frisket.models.auto_ppn import AutoPPNConfig
 from frisket.models.sam import Sam
 from frisket.place import Place
 from frisket.predict.predictor import Predictor
@@ -130,6 +131,21 @@ def test_a_checkpoints_masks_make_the_map(bsds: Path, tiny_sam: Sam) -> None:
     assert "16 x 16 points" in ours.sentence and len(ours.picture(item, {"x": row})) == 3
 
 
+def test_a_checkpoints_own_points_make_the_map_where_asked(bsds: Path, tiny_sam: Sam) -> None:
+    ours = task(checkpoint=["x"], truth=str(bsds), thresholds=5, strategy="autoppn")
+    item = ours.load(0)
+    with pytest.raises(UserError, match="has no AutoPPN"):
+        ours.answer(tiny_sam.eval(), item)
+    tiny_sam.propose(AutoPPNConfig(width=8)).eval()
+    row = ours.answer(tiny_sam, item)
+    predictor = Predictor(tiny_sam)
+    predictor.set_image(bsds / "images/val/11.jpg")
+    edges, grids = everything_edges(predictor, asked_by("autoppn")).numpy(), everything_edges(predictor).numpy()
+    assert (row["counts"] == curve(edges, drawings(bsds, "11"), thresholds(5))).all() and (edges != grids).any()
+    assert "256 points of AutoPPN" in ours.sentence and ours.strategy is not None
+    assert ours.strategy["name"] == "autoppn" and ours.strategy["arguments"]["pred_iou_thresh"] == 0
+
+
 def test_a_checkpoint_by_the_command(bsds: Path, maps: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     words = [f"checkpoint=small:{tiny_teacher}", f"maps={maps}", f"truth={bsds}", "thresholds=3", "place.workers=0"]
     assert run([YAML], [*words, "limit=1", f"out={tmp_path / 'out'}"]) == 0
@@ -170,6 +186,7 @@ def test_one_sentence_for_each_mistake(bsds: Path, maps: Path, tmp_path: Path) -
         ({"maps": [str(maps)], "checkpoint": ["maps:x"], "truth": truth}, "maps and a checkpoint are both called"),
         ({"maps": [str(maps)], "truth": truth, "max_dist": 3.0}, "a part of the picture's diagonal"),
         ({"maps": ["sobel"], "truth": truth, "images": str(empty)}, "has no photograph 11"),
+        ({"checkpoint": ["x"], "truth": truth, "strategy": "autopn"}, "did you mean 'autoppn'"),
         ({"maps": ["sobel"], "truth": truth, "images": "/nowhere"}, "there is no folder /nowhere"),
     ]
     for words, sentence in mistakes:

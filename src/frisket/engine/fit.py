@@ -79,6 +79,10 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
         torch.set_num_threads(config.place.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
     where = place(config.place)
+    if config.trainer.sync_batchnorm and where["accelerator"] == "cpu" and where["devices"] * where["num_nodes"] > 1:
+        raise UserError(
+            "trainer.sync_batchnorm=true needs GPUs, torch has none for CPUs: set it to false, or devices=1"
+        )
     division = divide(
         config.data.global_batch,
         devices=where["devices"] * where["num_nodes"],
@@ -144,6 +148,7 @@ def _rhythm(config: RecipeConfig, division: Division) -> dict[str, Any]:
         "limit_val_batches": 1.0 if config.data.val is not None else 0,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": t.log_every,
+        "sync_batchnorm": t.sync_batchnorm,
         "deterministic": t.deterministic,
         "use_distributed_sampler": False,  # the loader splits over ranks itself, and is exact at a resume
         "enable_checkpointing": False,  # KeepLast does it

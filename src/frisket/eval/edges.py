@@ -24,7 +24,7 @@ from frisket.data.identity import Identity, of_bsds
 from frisket.errors import UserError
 from frisket.eval.boundary import MAX_DIST, Counts, best, curve, rates, summary, thresholds
 from frisket.eval.task import BaseTask, Row, TaskConfig, labelled
-from frisket.everything.edges import GRID, everything_edges, photograph_edges, thinned
+from frisket.everything.edges import asked_by, everything_edges, photograph_edges, thinned
 from frisket.everything.strategy import describe
 from frisket.models.sam import Sam
 from frisket.picture import Panel
@@ -51,6 +51,8 @@ class Config(TaskConfig):
     """How many."""
     max_dist: float = MAX_DIST
     """Largest distance of a match, as a part of the diagonal."""
+    strategy: str = "grid"
+    """Who says where a checkpoint's masks are: grid: 16 x 16 points; autoppn: 256 of its own; a file of everything/."""
     blur: bool = True
     """3 x 3 Gaussian on the maps made here, before edge NMS."""
     nms: bool = True
@@ -86,6 +88,7 @@ class Task(BaseTask):
             raise UserError("there are no edges to judge: give maps=DIR, maps=sobel or checkpoint=…")
         if not 0 < config.max_dist < 1:
             raise UserError(f"max_dist={config.max_dist} is a part of the picture's diagonal: between 0 and 1")
+        self.asked = asked_by(config.strategy)
         self.levels = thresholds(config.thresholds)
         self.truths, photographs, self.split = truth_files(config)
         names = [path.stem for path in self.truths]
@@ -109,7 +112,7 @@ class Task(BaseTask):
             made.append(f"sobel: gradient magnitude of the grey photograph, {self._after()}")
         if self.config.checkpoint:
             made.append(
-                f"models: {describe(GRID)['sentence']}, Sobel of the probabilities on the "
+                f"models: {describe(self.asked)['sentence']}, Sobel of the probabilities on the "
                 f"masks' outer boundary, largest over masks, {self._after()}"
             )
         return (
@@ -127,7 +130,7 @@ class Task(BaseTask):
     @property
     def strategy(self) -> dict[str, Any] | None:
         """What the masks of a checkpoint's edges are asked with."""
-        return describe(GRID) if self.config.checkpoint else None
+        return describe(self.asked) if self.config.checkpoint else None
 
     def dataset(self, images: int) -> Identity:
         """The drawings."""
@@ -163,7 +166,7 @@ class Task(BaseTask):
         assert sam is not None and item.photograph is not None
         predictor = Predictor(sam, image_size=self.image_size)
         predictor.set_image(photograph(item))
-        edges = everything_edges(predictor, blur=self.config.blur, nms=self.config.nms).numpy()
+        edges = everything_edges(predictor, self.asked, blur=self.config.blur, nms=self.config.nms).numpy()
         row = self.row(id(sam), item, edges, threads=self.threads)
         self.known[id(sam), item.key] = row["counts"]
         return row

@@ -11,26 +11,37 @@ Ours    The paper does not publish its edge NMS. Here a pixel stays when neither
         report of others, is optional.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from frisket.everything import grid
+from frisket.everything.candidates import Filters
 from frisket.everything.generator import survivors
+from frisket.everything.strategy import chosen
 from frisket.geometry import Frame, upscale_logits
 from frisket.predict.predictor import Predictor
 
-GRID = grid.Config(points_per_side=16, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.7)
+OPEN: dict[str, Any] = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 0.7}
+GRID = grid.Config(points_per_side=16, **OPEN)
 """What the masks of an edge map are asked with."""
 
 SMOOTHING = 2.0  # pixels; standard deviation of the Gaussian that weighs the gradients around a pixel
 LUMA = (0.299, 0.587, 0.114)
 
 
+def asked_by(strategy: str) -> Filters:
+    """GRID, or another strategy with its own points and the same filters: Lite-SAM has 256 by autoppn, and does not say
+    what its edges were made with. Raises UserError for an unknown name."""
+    return GRID if strategy == GRID.strategy else chosen({"strategy": strategy, **OPEN})
+
+
 @torch.inference_mode()
-def everything_edges(predictor: Predictor, *, blur: bool = True, nms: bool = True) -> Tensor:
+def everything_edges(predictor: Predictor, asked: Filters = GRID, *, blur: bool = True, nms: bool = True) -> Tensor:
     """Edge map (H, W) of the predictor's photograph at its own size, float on the CPU, 0..1."""
-    edges = scaled(strongest(survivors(predictor, GRID).logits, predictor.frame))
+    edges = scaled(strongest(survivors(predictor, asked).logits, predictor.frame))
     return (thinned(edges, blur=blur) if nms else edges).cpu()
 
 

@@ -97,11 +97,12 @@ class Picked(NamedTuple):
 def pick(proposals: Proposals, sizes: Tensor, count: int) -> Picked:
     """The `count` highest peaks of all groups; cells that are none follow with score 0, padding never wins.
 
-    sizes: valid (h, w) of each input, long (B, 2). Works on the device, and waits for nothing there.
+    sizes: valid (h, w) of each input, long (B, 2); of a side thinner than a cell the first cell counts, and points lie
+    on the photograph. Works on the device, and waits for nothing there.
     """
     heat, boxes = proposals
     groups, side = heat.shape[1], heat.shape[-1]
-    chance = heat.sigmoid() * inside(sizes.to(heat.device), side, CELL)[:, None]
+    chance = heat.sigmoid() * inside(sizes.to(heat.device).clamp(min=CELL), side, CELL)[:, None]
     squares = PEAKS if groups == len(PEAKS) else PEAKS[:1] * groups
     highest = torch.stack(
         [F.max_pool2d(chance[:, g], square, 1, square // 2) for g, square in enumerate(squares)], dim=1
@@ -115,4 +116,4 @@ def pick(proposals: Proposals, sizes: Tensor, count: int) -> Picked:
     centres, reach = points + 0.5, ways.clamp(min=0) * whole  # a box is told between pixels, a point in them
     corners = torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], dim=-1)
     limit = sizes.to(corners).flip(1).repeat(1, 2)[:, None]
-    return Picked(points, torch.minimum(corners.clamp(min=0), limit), scores, group)
+    return Picked(torch.minimum(points, limit[..., 2:] - 1), torch.minimum(corners.clamp(min=0), limit), scores, group)

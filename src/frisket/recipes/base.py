@@ -59,6 +59,8 @@ class TrainerConfig:
     """Steps between checkpoints."""
     log_every: int = field(default=10, metadata={"least": 1})
     """Steps between logged and printed lines."""
+    sync_batchnorm: bool = False
+    """BatchNorm's means are of all GPUs' images, not of each GPU's few (SyncBatchNorm); for whoever trains one."""
     deterministic: bool = False
     """Only kernels that give the same bits each time, even where they are slow."""
 

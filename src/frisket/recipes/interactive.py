@@ -14,9 +14,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from frisket.errors import UserError
 from frisket.losses import mask_losses
 from frisket.models.sam import Sam
-from frisket.prompts import box_corners, error_points, noised_boxes, random_points
+from frisket.prompts import box_corners, error_points, noised_boxes, random_points, weighed_points
+from frisket.proposals import group_of
 from frisket.sample import FOREGROUND, IGNORED, Batch, Prompts, valid_cells
 
 
@@ -30,6 +32,8 @@ class InteractiveConfig:
     """Rounds with the mask prompt alone; one of them comes last."""
     box_probability: float = field(default=0.5, metadata={"least": 0, "most": 1})
     """Of beginning with a box rather than a point."""
+    from_heat: float = field(default=0.0, metadata={"least": 0, "most": 1})
+    """Of first points, those drawn where the object's heat map is high, not uniformly; needs AutoPPN's targets."""
     box_noise: float = field(default=0.1, metadata={"least": 0})
     """Of each coordinate, as a share of the box's side."""
     box_noise_cap: float = field(default=20.0, metadata={"least": 0})
@@ -65,6 +69,10 @@ def first_prompts(batch: Batch, config: InteractiveConfig, generator: Generator)
     )
     corners, corner_labels = box_corners(boxes)
     points, _ = random_points(batch.masks, generator)
+    if config.from_heat:
+        deep, there = weighed_points(batch.masks, own_heat(batch), generator)
+        chosen = (torch.rand(len(points), generator=generator) < config.from_heat).to(points.device) & there
+        points = torch.where(chosen[:, None], deep, points)
     points = torch.stack([points, torch.zeros_like(points)], dim=1)
     point_labels = torch.tensor([FOREGROUND, IGNORED], device=points.device).expand(len(points), 2)
     by_box = (torch.rand(len(points), generator=generator) < config.box_probability).to(points.device)
@@ -72,6 +80,15 @@ def first_prompts(batch: Batch, config: InteractiveConfig, generator: Generator)
         points=torch.where(by_box[:, None, None], corners, points),
         labels=torch.where(by_box[:, None], corner_labels, point_labels),
     )
+
+
+def own_heat(batch: Batch) -> Tensor:
+    """(N, G, G): of each object the heat map of its size. Raises UserError where the loader made none."""
+    if batch.heat is None:
+        raise UserError("prompts.from_heat needs AutoPPN's targets, which only train_lite has: set prompts.from_heat=0")
+    whole = torch.tensor([frame.original[0] * frame.original[1] for frame in batch.frames], device=batch.areas.device)
+    shares = batch.areas / whole[batch.image_index]
+    return batch.heat[batch.image_index, group_of(shares).clamp(max=batch.heat.shape[1] - 1)]
 
 
 def click_rounds(config: InteractiveConfig, generator: Generator) -> list[bool]:
