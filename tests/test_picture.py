@@ -9,6 +9,7 @@ from frisket.picture import (
     ACCENT,
     MOUNT,
     NEGATIVE,
+    PALETTE,
     PAPER,
     POSITIVE,
     STRIP,
@@ -16,6 +17,7 @@ from frisket.picture import (
     colour,
     comparison,
     grid,
+    heated,
     mounting,
     noted,
     overlay,
@@ -31,6 +33,15 @@ def disc(x: int, y: int, radius: int) -> np.ndarray:
 
 def has(image: Image.Image, rgb: tuple[int, int, int]) -> bool:
     return bool((np.asarray(image) == rgb).all(axis=2).any())
+
+
+def test_heat_tints_the_photograph_where_it_is() -> None:
+    photo, heat = torch.full((3, 8, 12), 100, dtype=torch.uint8), torch.zeros(3, 2, 3)
+    heat[0, 0, 0], heat[2, 1, 2] = 1, 1
+    made = heated(photo, heat)
+    assert made[:, 0, 0].tolist() == list(PALETTE[1]) and made[:, 7, 11].tolist() == list(PALETTE[0])
+    assert made[:, 7, 0].tolist() == [50, 50, 50] and made.shape == photo.shape
+    assert torch.equal(heated(photo, torch.zeros(1, 2, 3)), photo // 2)
 
 
 def test_a_mask_is_half_its_colour_inside_a_white_line() -> None:

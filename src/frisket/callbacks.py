@@ -231,18 +231,20 @@ class Gallery(L.Callback):
         on_device = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():
             columns = pl_module.gallery_columns(on_device)
-        columns = {title: masks.cpu() for title, masks in columns.items()}
+        columns = {title: made.cpu() if isinstance(made, Tensor) else made for title, made in columns.items()}
         return [panels(batch, columns, index) for index in range(batch.num_images)]
 
 
-def panels(batch: Batch, columns: dict[str, Tensor], index: int) -> list[Panel]:
-    """One row for photograph `index` of `batch`: the image, each column {title: bool (N, G, G)}, the truth."""
+def panels(batch: Batch, columns: dict[str, Tensor | list[Panel]], index: int) -> list[Panel]:
+    """One row for photograph `index` of `batch`: the image, each column (bool (N, G, G) under its title, or a panel of
+    each photograph), the truth."""
     height, width = (int(v) for v in batch.sizes[index])
     photo = batch.images[index, :, :height, :width].cpu()
     rows, cols = -(-height // CELL), -(-width // CELL)
     mine = batch.image_index.cpu() == index
-    shown = {title: masks[mine][:, :rows, :cols] for title, masks in columns.items()}
-    return row(photo, batch.keys[index], shown, batch.masks.cpu()[mine][:, :rows, :cols])
+    shown = {title: made[mine][:, :rows, :cols] for title, made in columns.items() if isinstance(made, Tensor)}
+    first, *rest = row(photo, batch.keys[index], shown, batch.masks.cpu()[mine][:, :rows, :cols])
+    return [first, *(made[index] for made in columns.values() if isinstance(made, list)), *rest]
 
 
 class Samples(L.Callback):

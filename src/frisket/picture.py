@@ -186,6 +186,17 @@ def comparison(rows: Sequence[Sequence[Panel]], *, width: int = 320) -> Image.Im
     return grid([[(panel.title, _draw(panel, width)) for panel in row] for row in rows], width=width)
 
 
+def heated(photo: Tensor, heat: Tensor) -> Tensor:
+    """The photograph uint8 (3, H, W), darker, under heat maps (g, h, w) of 0..1 that cover it: three of small, medium
+    and large objects in blue, green and red, as Lite-SAM's figure 4 has them, or one in red."""
+    tints = torch.tensor([PALETTE[1], PALETTE[2], PALETTE[0]] if len(heat) == 3 else [PALETTE[0]]).float()
+    size = photo.shape[-2:]
+    large = torch.nn.functional.interpolate(heat[None].float().cpu(), size=size, mode="bilinear")[0].clamp(0, 1)
+    light = torch.einsum("ghw,gc->chw", large, tints) / large.sum(0).clamp(min=1e-6)
+    share = large.amax(0)
+    return (photo.cpu() * 0.5 * (1 - share) + light * share).round().clamp(0, 255).byte()
+
+
 def row(photo: Photo, title: str, columns: Mapping[str, Tensor], truth: Tensor) -> list[Panel]:
     """One row of a comparison: the photograph under `title`, each model's masks with their mean IoU, the truth.
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from PIL import Image
 from test_train_autoppn import first_batch
 from tinyfit import changed, compare_golden, falls, settle, snapshot
+from wandb_offline import read_runs
 
 from frisket import checkpoint, config
 from frisket.cli.main import main
@@ -114,6 +116,22 @@ def words(shards: Path, out: Path, *more: str) -> list[str]:
             "data.global_batch=4", "data.masks_per_image=3", f"model.encoder={encoder}", "prompts.clicks=0",
             "prompts.refines=1", "place.accelerator=cpu", "place.workers=0", "place.images_per_device=2",
             "log.wandb=off", "trainer.checkpoint_every=2", "trainer.sync_batchnorm=true", *more]  # fmt: skip
+
+
+def test_the_gallery_shows_heat_maps_with_the_picked_points(recipe, tiny_shards: Path, tmp_path: Path) -> None:
+    module = recipe().eval()
+    batch = first_batch(module)
+    (shown,) = [made for made in module.gallery_columns(batch).values() if isinstance(made, list)]
+    _, picked = module.proposed(batch)
+    for panel, points, (height, width) in zip(shown, picked.points, batch.sizes.tolist(), strict=True):
+        assert panel.image.shape == (3, height, width) and torch.equal(panel.points, points[:64])
+    more = [f"data.val={tiny_shards / 'val'}", "log.gallery_every=1", "log.gallery_images=2", "trainer.max_steps=1"]
+    more += ["log.wandb=offline"]
+    assert main(words(tiny_shards, tmp_path, *more)) == 0
+    (sheet,) = (tmp_path / "train_lite" / "gallery").iterdir()
+    assert Image.open(sheet).width == 4 * 224 + 5 * 8  # image, heat, student, truth
+    (logged,) = read_runs(tmp_path / "train_lite" / "wandb")
+    assert any("gallery" in entry for line in logged.history for entry in line)
 
 
 @pytest.mark.slow

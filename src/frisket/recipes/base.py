@@ -143,8 +143,9 @@ class Recipe(L.LightningModule):
     def build_sam(self) -> Sam:
         """Build and initialise the model that this recipe trains."""
 
-    def gallery_columns(self, batch: Batch) -> dict[str, Tensor]:
-        """{title: bool masks (N, G, G)} to show beside the image: here the model by box. The truth is added."""
+    def gallery_columns(self, batch: Batch) -> dict[str, Any]:
+        """{title: bool masks (N, G, G), or a list of a picture.Panel for each photograph} to show beside the image:
+        here the model by box. The truth is added."""
         return {"student": self.predict_boxes(self.sam, batch)}
 
     def stamp(self) -> Stamp | None:

@@ -7,7 +7,7 @@ the picked points inside, of all.
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,11 +15,15 @@ from torch import Tensor
 from frisket.errors import UserError
 from frisket.eval.metrics import Mean
 from frisket.geometry import CELL, inside
-from frisket.models.auto_ppn import AutoPPN, AutoPPNConfig, pick
+from frisket.models.auto_ppn import AutoPPN, AutoPPNConfig, Picked, Proposals, pick
 from frisket.models.sam import Sam
+from frisket.picture import Panel, heated
 from frisket.proposals import Targets, box_loss, focal_heat_loss, hard_heat_loss, targets
 from frisket.recipes.base import Recipe, RecipeConfig
 from frisket.sample import Batch
+
+SHOWN = 64
+"""Points in a gallery's picture, the surest: all would hide it."""
 
 
 @dataclass
@@ -92,11 +96,28 @@ class Proposing(Recipe):
         terms = {"heat": loss, "box": box_loss(boxes, wanted)}
         return config.heat * terms["heat"] + config.box * terms["box"], terms
 
+    def proposed(self, batch: Batch) -> tuple[Proposals, Picked]:
+        """What AutoPPN says of a batch, and the points that are picked from it."""
+        proposals = self.ppn(self.sam.encode(batch.images, batch.sizes))
+        return proposals, pick(proposals, batch.sizes, self.config.ppn.points)
+
+    @torch.no_grad()
+    def gallery_columns(self, batch: Batch) -> dict[str, Any]:
+        """And the heat maps with the surest of the picked points."""
+        (heat, _), picked = self.proposed(batch)
+        shown = []
+        for photo, chances, (height, width), points in zip(
+            batch.images, heat.sigmoid(), batch.sizes.tolist(), picked.points[:, :SHOWN].cpu(), strict=True
+        ):
+            seen = chances[:, : -(-height // CELL), : -(-width // CELL)]
+            image, labels = heated(photo[:, :height, :width], seen), torch.ones(len(points))
+            shown.append(Panel(image, title="heat, picked points", points=points, labels=labels))
+        return {"heat": shown} | super().gallery_columns(batch)
+
     def validation_step(self, batch: Batch, index: int) -> None:
         super().validation_step(batch, index)
         with torch.no_grad():
-            proposals = self.ppn(self.sam.encode(batch.images, batch.sizes))
-            points, _, scores, _ = pick(proposals, batch.sizes, self.config.ppn.points)
+            points, _, scores, _ = self.proposed(batch)[1]
         cells = (points / CELL).long()[batch.image_index]
         inner = batch.masks[torch.arange(len(cells), device=cells.device)[:, None], cells[..., 1], cells[..., 0]]
         self.recall.update((inner & (scores > 0)[batch.image_index]).any(1).float())

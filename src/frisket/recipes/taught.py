@@ -6,8 +6,7 @@ with the teacher's prompt encoder and mask decoder (their shapes are those of ev
 """
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from frisket import checkpoint
 from frisket.data.embeddings import Stamp
@@ -69,5 +68,5 @@ class Taught(Recipe):
     def reference(self) -> Sam:
         return self.teacher
 
-    def gallery_columns(self, batch: Batch) -> dict[str, Tensor]:
+    def gallery_columns(self, batch: Batch) -> dict[str, Any]:
         return {"teacher": self.predict_boxes(self.teacher, batch)} | super().gallery_columns(batch)
