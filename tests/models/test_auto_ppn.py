@@ -6,6 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frisket.models import zoo
 from frisket.models.auto_ppn import PEAKS, AutoPPN, AutoPPNConfig, Proposals, pick
+from frisket.models.sam import Sam
+from frisket.sample import Prompts
 
 
 def test_it_has_the_counts_it_was_fitted_to() -> None:
@@ -18,6 +20,43 @@ def test_it_has_the_counts_it_was_fitted_to() -> None:
     assert parameters == 67_983 and counter.get_total_flops() // 2 == 870_912_000
     whole = parameters + sum(p.numel() for p in lite.parameters())
     assert whole == 4_234_463  # 4.2 M are published
+
+
+def asked(side: int) -> tuple[Sam, int, dict[str, tuple[int, ...]]]:
+    """Lite-SAM, its multiply-accumulates for one point by torch's counter, and the shapes of what it gives."""
+    with torch.device("meta"):
+        sam = zoo.build("lite_sam_640", image_size=side, auto_ppn={}).eval()
+        point = Prompts(torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.long))
+        with FlopCounterMode(display=False) as counter:
+            embedding = sam.image_encoder(torch.empty(1, 3, side, side))
+            heat, boxes = sam.auto_ppn(embedding)
+            masks = sam.decode(embedding, torch.zeros(1, dtype=torch.long), point, None).logits
+    shapes = {"embedding": embedding.shape, "heat": heat.shape, "boxes": boxes.shape, "masks": masks.shape}
+    return sam, counter.get_total_flops() // 2, {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def test_lite_sam_as_a_whole_costs_what_is_published() -> None:
+    (sam, small, _), (_, large, _) = asked(640), asked(1024)
+    assert sum(p.numel() for p in sam.parameters()) == 4_234_463
+    assert small / 1e9 == pytest.approx(12.7, rel=0.01) and large / 1e9 == pytest.approx(32.5, rel=0.01)
+    assert large / small == pytest.approx(2.56, abs=0.01)  # nothing attends globally
+
+
+@pytest.mark.parametrize("side", [640, 1024, 16, 48, 400])
+def test_lite_sams_shapes_at_any_side_of_sixteens(side: int) -> None:
+    cells, grid = side // 16, side // 4
+    assert asked(side)[2] == {
+        "embedding": (1, 256, cells, cells), "heat": (1, 3, grid, grid),
+        "boxes": (1, 3, 4, grid, grid), "masks": (1, 4, grid, grid),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b", "tiny_sam", "lightening"])
+def test_it_attaches_to_the_public_encoders_as_they_are(name: str) -> None:
+    with torch.device("meta"):
+        embedding = zoo.build(name).image_encoder(torch.empty(1, 3, 1024, 1024))
+        heat, boxes = AutoPPN(AutoPPNConfig())(embedding)
+    assert heat.shape == (1, 3, 256, 256) and boxes.shape == (1, 3, 4, 256, 256)
 
 
 @pytest.mark.parametrize("stem", ["mspm", "conv"])
