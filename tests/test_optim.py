@@ -43,6 +43,14 @@ def test_frozen_parameters_are_left_out(tiny_sam: Sam) -> None:
     assert names and not any(name.startswith("image_encoder") for name in names)
 
 
+def test_rates_go_to_whole_names() -> None:
+    layers = nn.ModuleDict({"a": nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(11)), "b": nn.Linear(1, 1)})
+    optimizer, _ = adamw(layers.named_parameters(), OptimConfig(lr=1.0), steps=10, rates={"a.1": 0.5, "b.bias": 0.25})
+    names = {id(parameter): name for name, parameter in layers.named_parameters()}
+    slower = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"] if g["lr"] != 1}
+    assert slower == {"a.1.weight": 0.5, "b.bias": 0.25}
+
+
 def test_adamw_gets_the_settings() -> None:
     config = OptimConfig(lr=3e-4, betas=(0.8, 0.9), weight_decay=0.2)
     layer = nn.Linear(3, 2)
@@ -80,6 +88,14 @@ def test_the_scheduler_follows_the_ratio() -> None:
         optimizer.step()
         schedule.step()
     assert seen == pytest.approx([2.0 * ratio(step, config, steps=6) for step in range(6)])
+
+
+def test_steps_down_at_shares_of_the_run_and_at_steps() -> None:
+    config = OptimConfig(schedule="step", warmup_steps=2)
+    shares = [ratio(step, config, steps=90_000) for step in (0, 1, 2, 59_999, 60_000, 86_665, 86_666, 89_999)]
+    assert shares == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])  # SAM, appendix A
+    config = OptimConfig(schedule="step", step_at=[0.5, 7], step_factor=2)
+    assert [ratio(step, config, steps=10) for step in (4, 5, 6, 7)] == [1, 0.5, 0.5, 0.25]
 
 
 def test_wsd_is_constant_and_then_falls_in_a_line() -> None:

@@ -32,7 +32,7 @@ from frisket.models import zoo
 from frisket.models.sam import Sam
 from frisket.quant import packed
 from frisket.runfiles import RunFiles
-from frisket.weights import bare, deepspeed, lightning, ours, safe
+from frisket.weights import bare, deepspeed, encoder, lightning, ours, safe
 from frisket.weights.layout import differences, fingerprint, layout, weights_digest
 from frisket.weights.ours import save
 from frisket.weights.stored import Stored, model, quantization, tensors, unpickle
@@ -47,6 +47,7 @@ __all__ = [
     "newest",
     "recorded",
     "save",
+    "start_encoder",
     "trained",
     "weights_digest",
 ]
@@ -104,6 +105,19 @@ def like(resume: Resume) -> Sam:
         return packed.build(resume.path, resume.name, resume.changes, resume.quantization)
     with torch.random.fork_rng(devices=[]):
         return zoo.build(resume.name, **resume.changes)
+
+
+def start_encoder(sam: Sam, name: str, *, trust: bool = False) -> str:
+    """Give the image encoder of `sam` what fits it of another checkpoint: one that `load` reads, or the state dict of a
+    ViT or TinyViT (MAE's, ImageNet's). Returns the sentence that says what was taken, resampled and left.
+
+    Raises UserError when nothing is there, it is damaged, or nothing of it fits.
+    """
+    path = _where(name)
+    content = {} if path.is_dir() or path.suffix == packed.SUFFIX else unpickle(path)
+    if not content or "frisket" in content:
+        content = load(name, trust=trust).state_dict()
+    return encoder.start(sam.image_encoder, encoder.unwrapped(content), name)
 
 
 def recorded(training: Path) -> Resume:

@@ -1,4 +1,4 @@
-"""Optimizer and schedule: AdamW, decay on matrices only, warm-up then cosine, constant or constant with a decay.
+"""Optimizer and schedule: AdamW, decay on matrices only, warm-up, then cosine, steps down, or constant with a decay.
 
 Total steps come from the config: `trainer.estimated_stepping_batches` silently drops the loader's state on resume.
 """
@@ -24,12 +24,20 @@ class OptimConfig:
     """AdamW's memory of gradients and of their squares."""
     warmup_steps: int = field(default=0, metadata={"least": 0})
     """Linear from 0 to lr."""
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """After the warm-up; wsd: constant, then linear to min_ratio over the last decay_share of the steps."""
+    schedule: Literal["cosine", "constant", "wsd", "step"] = "cosine"
+    """After the warm-up; wsd: constant, then linear to min_ratio over the last decay_share of the steps; step: divided
+    by step_factor at each of step_at."""
     min_ratio: float = field(default=0.0, metadata={"least": 0, "most": 1})
     """The last learning rate as a share of lr."""
     decay_share: float = field(default=0.4, metadata={"least": 0, "most": 1})
     """Of the run, for schedule wsd."""
+    step_at: list[float] = field(default_factory=lambda: [60 / 90, 86.666 / 90], metadata={"least": 0})
+    """For schedule step: below 1 a share of the run, else a step (SAM, appendix A: 60k and 86,666 of 90k)."""
+    step_factor: float = field(default=10.0, metadata={"least": 1})
+    """For schedule step (SAM, appendix A)."""
+    layer_decay: float = field(default=1.0, metadata={"least": 1e-3, "most": 1})
+    """Of the rate with each layer of the image encoder away from its end (BEiT, arXiv 2106.08254; SAM, appendix A: 0.8;
+    ViT-B 0.6); 1: none."""
 
 
 def adamw(
@@ -43,12 +51,13 @@ def adamw(
     """Return (AdamW, LambdaLR stepped once per optimizer step) over the named parameters that require gradients.
 
     Biases and norms are not shrunk, nor the parameters called in `plain`: position tables and token embeddings, which
-    have two axes or more and yet are no matrices (MAE's and SAM's habit). `rates`: {beginning of a name: share of lr}.
+    have two axes or more and yet are no matrices (MAE's and SAM's habit). `rates`: {whole beginning of a dotted name:
+    share of lr}; the first that fits counts.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            rate = next((share for start, share in (rates or {}).items() if name.startswith(start)), 1.0)
+            rate = next((share for start, share in (rates or {}).items() if f"{name}.".startswith(f"{start}.")), 1.0)
             groups.setdefault((rate, parameter.ndim < 2 or name in plain), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [
@@ -72,5 +81,7 @@ def ratio(step: int, config: OptimConfig, *, steps: int) -> float:
     if config.schedule == "wsd":
         left = (steps - step) / max(1.0, config.decay_share * steps)
         return max(config.min_ratio, min(1.0, left))
+    if config.schedule == "step":
+        return config.step_factor ** -sum(step >= (at if at >= 1 else round(at * steps)) for at in config.step_at)
     done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * done))

@@ -33,6 +33,9 @@ class Place:
     """Images a device takes at once, at most; what data.global_batch asks beyond is accumulated. Null: all."""
     prompts_at_once: int | None = field(default=None, metadata={"least": 1})
     """Prompts decoded (and back-propagated) at once, to bound memory; null: all."""
+    recompute: bool = False
+    """Compute the trained encoder's blocks again in the backward pass instead of keeping what they made: same
+    gradients, less memory, a third more work."""
 
 
 def device(place: Place, where: str = "") -> torch.device:

@@ -3,6 +3,7 @@
 Run     `pytest tests/models/test_encoder.py`; a new encoder is tested as soon as it has a row.
 """
 
+import copy
 import re
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frisket import plugins
 from frisket.models import vit, zoo
-from frisket.models.encoder import MEMBERS, STRIDE, undecayed
+from frisket.models.blocks import drop_paths, residual_blocks
+from frisket.models.encoder import MEMBERS, STRIDE, layer_rates, undecayed
+from frisket.models.recompute import recompute
 
 ROWS = [*zoo.names(), "pyramid"]  # ours, and one from outside: the plug-in tests/plugged.py
 LARGE = 50e6  # parameters: above, only shapes are tested (each has a smaller sister of the same class)
@@ -93,6 +96,68 @@ def test_only_matrices_decay(encoder: Any) -> None:
 
 def test_what_may_differ_changes_no_layout(encoder: Any) -> None:
     assert set(encoder.may_differ) <= {field.name for field in fields(encoder.config)} - {"image_size"}
+
+
+def test_rates_fall_layer_by_layer_from_the_end_to_the_input(encoder: Any) -> None:
+    if not hasattr(encoder, "layer_names"):
+        with pytest.raises(LookupError):
+            layer_rates(encoder, 0.5)
+        return
+    names = {name for name, _ in encoder.named_parameters()}
+    rates = layer_rates(encoder, 0.5)
+    blocks, layers = residual_blocks(encoder), encoder.layer_names
+    assert len(blocks) == len(layers) - 1 > 1  # the first layer embeds
+    where = {part: name for name, part in encoder.named_modules()}
+    assert [layer[0] for layer in layers[1:]] == [where[block] for block in blocks]
+    assert list(rates.values()) == sorted(rates.values())
+    assert rates[layers[0][0]] == 0.5 ** len(layers) and rates[layers[-1][0]] == 0.5
+    owners = {name: [start for start in rates if f"{name}.".startswith(f"{start}.")] for name in names}
+    assert all(len(starts) < 2 for starts in owners.values())
+    left = {name.split(".")[0] for name, starts in owners.items() if not starts}
+    assert left <= {"neck", "norm_head", "head"}
+
+
+def test_images_lose_branches_while_training_and_never_else(small: Any) -> None:
+    x = torch.randn(1, 3, 32, 32).expand(16, -1, -1, -1)
+    if not residual_blocks(small):
+        assert drop_paths(small, 0.5) == 0
+        return
+    for norm in small.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.ones_(norm.weight)  # where a branch begins as nothing, its loss shows nothing
+    with torch.no_grad():
+        whole = small(x)
+        count = drop_paths(small, 0.9)
+        rates = [block.drop_path.rate for block in residual_blocks(small)]
+        assert rates == pytest.approx([0.9 * i / (count - 1) for i in range(count)])
+        assert torch.equal(small(x), whole)
+        for block in residual_blocks(small):  # the blocks alone: BatchNorm would tell the images of each other
+            block.drop_path.train()
+        torch.manual_seed(1)
+        first = small(x)
+        torch.manual_seed(1)
+        assert torch.equal(small(x), first)
+        drop_paths(small, 0.0)
+        assert torch.equal(small(x), whole)
+    assert len({tuple(image.flatten().tolist()) for image in first}) > 8
+
+
+def test_recomputed_blocks_give_the_same_gradients_and_count_a_batch_once(small: Any) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    drop_paths(small, 0.5)
+    other = copy.deepcopy(small)
+    recompute(other)
+    results = []
+    for encoder in (small, other):
+        torch.manual_seed(2)
+        encoder.train()(x).square().mean().backward()
+        results.append((dict(encoder.named_parameters()), encoder.state_dict()))
+    (mine, kept), (theirs, again) = results
+    for name, parameter in mine.items():
+        if parameter.requires_grad:
+            assert torch.equal(parameter.grad, theirs[name].grad), name
+    assert kept.keys() == again.keys()
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 @pytest.mark.parametrize("side", [64, 192])

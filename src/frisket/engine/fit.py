@@ -22,6 +22,7 @@ from frisket.callbacks import Gallery, Progress, Samples, Throughput, say
 from frisket.checkpoint import Resume
 from frisket.data.module import ShardData
 from frisket.engine import signals
+from frisket.engine.average import Average
 from frisket.engine.batch import Division, Recount, divide
 from frisket.engine.preempt import Preempt, Stopped, exit_code
 from frisket.engine.rundir import CsvLog, RunDir, WandbCurve, wandb_log
@@ -58,6 +59,11 @@ def check(config: RecipeConfig) -> None:
     side = config.data.image_size
     if side < 16 or side % 16:
         raise UserError(f"data.image_size={side} must be a multiple of 16, the patch side")
+    if config.regularize.ema and config.place.strategy not in ("auto", "ddp"):
+        raise UserError(
+            f"regularize.ema={config.regularize.ema} averages whole weights and place.strategy={config.place.strategy} "
+            "keeps them in parts: set regularize.ema=0 or place.strategy=ddp"
+        )
     for key, spec in specs(config).items():
         check_model(key, spec, side)
 
@@ -98,13 +104,14 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     recipe.check_resume(folder.path)
     data.stamp, data.targets = recipe.stamp(), recipe.targets()
     _remember(config, folder)
+    average = Average(config.regularize.ema) if config.regularize.ema else None
     keep, preempt = KeepLast(folder, config.trainer.checkpoint_every), Preempt(folder)
     trainer = L.Trainer(
         **where | {"plugins": [*where["plugins"], AtomicIO()]},
         **_rhythm(config, division),
         default_root_dir=folder.path,
         logger=_loggers(config, folder, resume),
-        callbacks=_callbacks(config, folder, keep, preempt),
+        callbacks=_callbacks(config, folder, average, keep, preempt),
     )
     metrics: dict[str, Any] = {}
     # Stopped: preempt.left says where
@@ -125,7 +132,8 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     stuck = preempt.left is not None and preempt.left == (resume.step if resume else 0)
     folder.stall(stuck and not stalled and not signals.interrupted())
     if preempt.left is None:
-        return _finish(trainer, recipe, folder, {name: float(value) for name, value in metrics.items()})
+        with average.shown(recipe) if average else contextlib.nullcontext():
+            return _finish(trainer, recipe, folder, {name: float(value) for name, value in metrics.items()})
     return _leave(trainer, preempt.left, stuck and stalled)
 
 
@@ -157,10 +165,12 @@ def _rhythm(config: RecipeConfig, division: Division) -> dict[str, Any]:
     }
 
 
-def _callbacks(config: RecipeConfig, folder: RunDir, keep: KeepLast, preempt: Preempt) -> list[L.Callback]:
+def _callbacks(
+    config: RecipeConfig, folder: RunDir, average: Average | None, keep: KeepLast, preempt: Preempt
+) -> list[L.Callback]:
     """In their order: the counters before who reads them, what is written before who says that the step is done."""
     log, speed = config.log, Throughput(config.trainer.log_every)
-    callbacks: list[L.Callback] = [speed, Recount()]
+    callbacks: list[L.Callback] = [speed, Recount(), *([average] if average else [])]
     if log.samples:
         callbacks.append(Samples(folder.path))
     if config.data.val is not None and log.gallery_every and log.gallery_images:

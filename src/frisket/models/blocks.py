@@ -48,6 +48,32 @@ class ConvBN(nn.Sequential):
     bn: nn.BatchNorm2d
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382) of a residual branch (B, …): while training each image of the batch loses it
+    with probability `rate`, and keeps 1 / (1 - rate) times it otherwise. `rate` is no weight: `drop_paths` sets it."""
+
+    rate = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        kept = torch.empty(len(x), *(1,) * (x.ndim - 1), device=x.device).bernoulli_(1 - self.rate)
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+def residual_blocks(encoder: nn.Module) -> list[nn.Module]:
+    """The blocks whose branches pass a DropPath called `drop_path`, from the input on."""
+    return [part for part in encoder.modules() if isinstance(getattr(part, "drop_path", None), DropPath)]
+
+
+def drop_paths(encoder: nn.Module, rate: float) -> int:
+    """Let the last residual block drop with `rate`, the first never, those between in a line. Returns their number."""
+    blocks = residual_blocks(encoder)
+    for number, block in enumerate(blocks):
+        block.drop_path.rate = rate * number / max(1, len(blocks) - 1)  # type: ignore[union-attr]
+    return len(blocks)
+
+
 class Attend(nn.Module):
     """frisket.kernels.attention's `attention` as a place in a model that can be seen, and replaced, from outside."""
 

@@ -34,6 +34,12 @@ class ImageEncoder(Protocol):
 
     Optional: `config.decoder_hidden`, hidden channels of the MLPs in the mask decoder that goes with it (SAM's: 2048).
 
+    Optional: `layer_names`, tuples of beginnings of parameter names, one tuple a layer from the input on; what is in
+    none of them (the neck) lies behind the last. `optim.layer_decay` needs it.
+
+    Optional: a `DropPath` (frisket.models.blocks) called `drop_path` in each residual block, through which all its
+    branches pass: `regularize.drop_path`, `place.recompute` and `place.compile` act on such blocks.
+
     Optional: `settings_of(shapes)`, a static method that tells from {key: shape} of its state dict what fields of its
     config made them, so that a file of unknown origin can be told what it is. It may raise LookupError.
     """
@@ -89,6 +95,15 @@ def check_taps(taps: Sequence[int], encoder: ImageEncoder) -> None:
     unknown = [tap for tap in taps if not 0 <= tap < len(encoder.taps)]
     if unknown:
         raise ValueError(f"taps {unknown} do not exist: this encoder has {len(encoder.taps)}, numbered from 0")
+
+
+def layer_rates(encoder: ImageEncoder, decay: float) -> dict[str, float]:
+    """{beginning of a parameter's name: its share of the learning rate}: `decay` for the last of the encoder's layers,
+    its square for the one before (BEiT's rule). Raises LookupError for an encoder that names no layers."""
+    layers: tuple[tuple[str, ...], ...] = getattr(encoder, "layer_names", ())
+    if not layers:
+        raise LookupError("no layers")
+    return {start: decay ** (len(layers) - i) for i, starts in enumerate(layers) for start in starts}
 
 
 def undecayed(module: nn.Module) -> set[str]:

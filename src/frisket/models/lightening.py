@@ -27,7 +27,7 @@ from frisket.bounds import bounded
 from frisket.errors import UserError
 from frisket.kernels.attention import parse
 from frisket.kernels.dilated import Layout, attend
-from frisket.models.blocks import MLPBlock, PatchEmbed, neck, plain_vit, resample_position
+from frisket.models.blocks import DropPath, MLPBlock, PatchEmbed, neck, plain_vit, resample_position
 from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
 
@@ -125,10 +125,11 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = MLPBlock(config.width, round(config.width * config.mlp_ratio))
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        x = x + self.attn(self.norm1(x), layout)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.attn(self.norm1(x), layout))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class LighteningEncoder(nn.Module):
@@ -149,6 +150,7 @@ class LighteningEncoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, side, side, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.neck = neck(config.width, config.out_channels)
+        self.layer_names = (("patch_embed", "pos_embed"), *((f"blocks.{i}",) for i in range(config.depth)))
         self._initialise()
 
     def _initialise(self) -> None:

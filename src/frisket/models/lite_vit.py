@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frisket.errors import UserError
-from frisket.models.blocks import ConvBN, LayerNorm2d
+from frisket.models.blocks import ConvBN, DropPath, LayerNorm2d
 from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
 SQUARES = ((3, 5, 7), (3, 5, 7), (3, 7, 11), (3, 7, 11))
@@ -95,10 +95,11 @@ class PoolBlock(nn.Module):
         self.mixer = PoolMixer(width, squares if block >= 4 else (3,), block == 5, block == 5 and local)
         self.gain1, self.gain2 = (nn.Parameter(torch.full((width,), GAIN)) for _ in range(2))
         self.mlp = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.GELU(), nn.Conv2d(hidden, width, 1))
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.gain1[:, None, None] * self.mixer(self.norm1(x))
-        return x + self.gain2[:, None, None] * self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.gain1[:, None, None] * self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.gain2[:, None, None] * self.mlp(self.norm2(x)))
 
 
 class LiteNeck(nn.Module):
@@ -143,6 +144,14 @@ class LiteViT(nn.Module):
             nn.Sequential(*ConvBN(width, width, 3, 2, width), *ConvBN(width, out)) for width, out in pairwise(widths)
         )
         self.neck = LiteNeck(widths[2:], config.neck_width, config.out_channels)
+        self.layer_names = (
+            ("stem",),
+            *(
+                (f"stages.{s}.{b}", *((f"reductions.{s}",) if b == depth - 1 else ()))
+                for s, depth in enumerate(config.depths)
+                for b in range(depth)
+            ),
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
                 nn.init.trunc_normal_(module.weight, std=0.02)

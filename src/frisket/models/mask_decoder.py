@@ -39,7 +39,8 @@ class ProjectedAttention(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens attend to each other, tokens to pixels, an MLP on the tokens, pixels to tokens; LayerNorm after each."""
+    """Tokens attend to each other, tokens to pixels, an MLP on the tokens, pixels to tokens; LayerNorm after each, and
+    dropout before that, where training asks for it (SAM, appendix A: 0.1)."""
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
         super().__init__()
@@ -52,21 +53,24 @@ class TwoWayBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.cross_attn_image_to_token = ProjectedAttention(width, heads, shrink=2)
         self.norm4 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(0.0)
 
     def forward(
         self, tokens: Tensor, pixels: Tensor, token_pe: Tensor, pixel_pe: Tensor, seen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if self.first:
             # SAM's first layer replaces the tokens: no residual and no position code.
-            tokens = self.self_attn(tokens, tokens, tokens, seen)
+            tokens = self.dropout(self.self_attn(tokens, tokens, tokens, seen))
         else:
             placed = tokens + token_pe
-            tokens = tokens + self.self_attn(placed, placed, tokens, seen)
+            tokens = tokens + self.dropout(self.self_attn(placed, placed, tokens, seen))
         tokens = self.norm1(tokens)
         keys = pixels + pixel_pe
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, keys, pixels))
-        tokens = self.norm3(tokens + self.mlp(tokens))
-        pixels = self.norm4(pixels + self.cross_attn_image_to_token(keys, tokens + token_pe, tokens, seen))
+        looked = self.cross_attn_token_to_image(tokens + token_pe, keys, pixels)
+        tokens = self.norm2(tokens + self.dropout(looked))
+        tokens = self.norm3(tokens + self.dropout(self.mlp(tokens)))
+        looked = self.cross_attn_image_to_token(keys, tokens + token_pe, tokens, seen)
+        pixels = self.norm4(pixels + self.dropout(looked))
         return tokens, pixels
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from frisket.errors import UserError
-from frisket.models.blocks import Attend, ConvBN, neck, window_merge, window_partition
+from frisket.models.blocks import Attend, ConvBN, DropPath, neck, window_merge, window_partition
 from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
 
@@ -82,9 +82,10 @@ class MBConv(nn.Module):
         self.conv1, self.act1 = ConvBN(width, hidden), nn.GELU()
         self.conv2, self.act2 = ConvBN(hidden, hidden, 3, groups=hidden), nn.GELU()
         self.conv3, self.act3 = ConvBN(hidden, width, gamma=0), nn.GELU()
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act3(x + self.conv3(self.act2(self.conv2(self.act1(self.conv1(x))))))
+        return self.act3(x + self.drop_path(self.conv3(self.act2(self.conv2(self.act1(self.conv1(x)))))))
 
 
 class Reduction(nn.Module):
@@ -150,13 +151,15 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, window)
         self.local_conv = ConvBN(width, width, 3, groups=width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.permute(0, 2, 3, 1)
         # Zeros fill up the windows before the norm and take part in attention, as in the published network.
-        y = y + window_merge(self.attn(window_partition(y, self.attn.window)), (y.shape[1], y.shape[2]))
+        attended = window_merge(self.attn(window_partition(y, self.attn.window)), (y.shape[1], y.shape[2]))
+        y = y + self.drop_path(attended)
         y = self.local_conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return (y + self.mlp(y)).permute(0, 3, 1, 2)
+        return (y + self.drop_path(self.mlp(y))).permute(0, 3, 1, 2)
 
 
 class Stage(nn.Module):
@@ -195,6 +198,14 @@ class TinyViT(nn.Module):
         self.norm_head = nn.LayerNorm(widths[3]).requires_grad_(False)
         self.head = nn.Linear(widths[3], config.classes).requires_grad_(False)
         self.neck = neck(widths[3], config.out_channels)
+        self.layer_names = (
+            ("patch_embed",),
+            *(
+                (f"layers.{s}.blocks.{b}", *((f"layers.{s}.downsample",) if b == depth - 1 else ()))
+                for s, depth in enumerate(config.depths)
+                for b in range(depth)
+            ),
+        )
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -23,6 +23,7 @@ from frisket.bounds import bounded
 from frisket.errors import UserError
 from frisket.kernels.attention import attention
 from frisket.models.blocks import (
+    DropPath,
     MLPBlock,
     PatchEmbed,
     neck,
@@ -127,6 +128,7 @@ class Block(nn.Module):
         self.attn = Attention(config.width, config.heads, window or config.image_size // STRIDE)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = MLPBlock(config.width, int(config.width * config.mlp_ratio))
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
@@ -135,8 +137,8 @@ class Block(nn.Module):
             y = window_merge(self.attn(window_partition(y, self.window)), (x.shape[1], x.shape[2]))
         else:
             y = self.attn(y)
-        x = x + y
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class ImageEncoderViT(nn.Module):
@@ -159,6 +161,7 @@ class ImageEncoderViT(nn.Module):
         windows = [0 if i in config.global_blocks else config.window for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, window) for window in windows)
         self.neck = neck(config.width, config.out_channels)
+        self.layer_names = (("patch_embed", "pos_embed"), *((f"blocks.{i}",) for i in range(config.depth)))
 
     def forward_features(self, x: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """As the contract says."""

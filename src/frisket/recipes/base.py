@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from frisket import checkpoint
@@ -24,11 +25,13 @@ from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU, Mean
 from frisket.fidelity import CURVES, PROMPTS, asked, compare, curves
 from frisket.models import zoo
-from frisket.models.encoder import undecayed
+from frisket.models.encoder import layer_rates, undecayed
+from frisket.models.recompute import recompute
 from frisket.models.sam import Sam
 from frisket.optim import OptimConfig, adamw
 from frisket.place import Log, Place
 from frisket.plugins import Extensible, Room
+from frisket.recipes.regularize import RegularizeConfig, regularize, trains
 from frisket.sample import Batch, Prompts
 
 RECIPES = Room("frisket.recipes", "recipe", "Module")
@@ -43,6 +46,9 @@ class ModelSpec:
     """Of frisket.models.zoo."""
     encoder: dict[str, Any] = field(default_factory=dict)
     """Changes to the encoder's own config, which checks them."""
+    encoder_from: str | None = None
+    """What the encoder starts from: MAE's or ImageNet's weights (a file, or its name in $FRISKET_WEIGHTS), a zoo name
+    or run folder; null: random weights. What does not fit is said; a run that is continued does not read it."""
 
 
 @dataclass
@@ -97,6 +103,8 @@ class RecipeConfig(Extensible):
     """What is trained on, and how much of it per step."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
+    regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
+    """Drop path and its kin."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Length and rhythm."""
     place: Place = field(default_factory=Place)
@@ -131,6 +139,11 @@ class Recipe(L.LightningModule):
         self.sam = self.build_sam()
         if self.sam.auto_ppn is not None and not self.proposes:
             self.freeze(self.sam.auto_ppn)
+        self.start_encoder()
+        regularize(self.sam, config.regularize)
+        self.layer_rates()  # refuses
+        if config.place.recompute:
+            recompute(self.sam.image_encoder)
         # torch's types know a ModuleDict's entries as modules only
         self.val_iou = cast(Mapping[str, MaskIoU], nn.ModuleDict({name: MaskIoU() for name in PROMPTS}))
         self.val_mean = cast(Mapping[str, Mean], nn.ModuleDict({name: Mean() for name in CURVES}))
@@ -184,6 +197,17 @@ class Recipe(L.LightningModule):
                 f"data.image_size={self.config.data.image_size}: set data.image_size={sam.image_size}"
             )
         return sam
+
+    def start_encoder(self) -> None:
+        """Let the encoder begin with `encoder_from`, where a model of the config has one. Raises UserError beside
+        init_from, which brings an encoder itself."""
+        for key, spec in specs(self.config).items():
+            if spec.encoder_from and self.config.init_from:
+                raise UserError(f"init_from and {key}.encoder_from both say where the encoder starts: set one to null")
+            if spec.encoder_from and not self.resume:
+                said = checkpoint.start_encoder(self.sam, spec.encoder_from, trust=self.config.trust)
+                if rank_zero_only.rank == 0:
+                    print(f"{key}.{said}", flush=True)
 
     def freeze(self, *modules: nn.Module) -> None:
         """Take modules out of training for good: no gradients, and BatchNorm and dropout stay in eval mode."""
@@ -240,7 +264,8 @@ class Recipe(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps, spared = self.config.trainer.max_steps, undecayed(self)
-        optimizer, schedule = adamw(self.trained(), self.config.optim, steps=steps, plain=spared, rates=self.rates())
+        rates = self.rates() | self.layer_rates()
+        optimizer, schedule = adamw(self.trained(), self.config.optim, steps=steps, plain=spared, rates=rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -250,6 +275,24 @@ class Recipe(L.LightningModule):
     def rates(self) -> dict[str, float]:
         """{beginning of a parameter's name: its share of the learning rate}, where that is not 1."""
         return {}
+
+    def layer_rates(self) -> dict[str, float]:
+        """The same of the image encoder's layers, by optim.layer_decay. Raises UserError where that does nothing."""
+        decay, encoder = self.config.optim.layer_decay, self.sam.image_encoder
+        if decay == 1:
+            return {}
+        if not trains(encoder):
+            raise UserError(f"optim.layer_decay={decay}: this recipe freezes the encoder, set it to 1")
+        try:
+            return {f"sam.image_encoder.{start}": rate for start, rate in layer_rates(encoder, decay).items()}
+        except LookupError as error:
+            raise UserError(
+                f"optim.layer_decay={decay}: the encoder of '{self.sam.name}' names no layers, set it to 1"
+            ) from error
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """What layers draw (dropout, drop path) is a function of seed, step, rank and keys, too, but another one."""
+        torch.manual_seed(self.generator(batch).initial_seed() ^ 0x5EED)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["frisket"] = zoo.record(self.sam) | {"recipe": self.config.recipe}

@@ -124,7 +124,7 @@ class Terms(Taught):
             yield decoder.iou_prediction_head
 
     def rates(self) -> dict[str, float]:
-        return {"sam.mask_decoder.": self.config.distill.decoder_rate}
+        return {"sam.mask_decoder": self.config.distill.decoder_rate}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         config, weights = self.config.distill, self.weights()

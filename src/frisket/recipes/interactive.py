@@ -178,7 +178,7 @@ def in_chunks(
     if at_once is None or not count:
         return ask(slice(None))
     chunks = [slice(first, min(first + at_once, count)) for first in range(0, count, at_once)]
-    parts = [checkpoint(ask, rows, use_reentrant=False, preserve_rng_state=False) for rows in chunks]
+    parts = [checkpoint(ask, rows, use_reentrant=False) for rows in chunks]  # with the same random numbers: dropout
     shares = [(rows.stop - rows.start) / count for rows in chunks]
     terms = {name: torch.stack([s * part[name] for s, (part, _) in zip(shares, parts)]).sum() for name in parts[0][0]}
     return terms, torch.cat([values for _, values in parts])
