@@ -24,7 +24,7 @@ from frisket.data.embeddings import Stamp, StoredEmbeddings, available
 from frisket.data.sampler import SKIP_LIMIT, ElasticLoader, ElasticSampler, Failure, Loader, OnceSampler, Ticket
 from frisket.data.shards import IndexedShards, expand, is_remote
 from frisket.data.stream import Stream, StreamLoader
-from frisket.errors import UserError
+from frisket.errors import UserError, warn
 from frisket.geometry import pad_square
 from frisket.sample import Batch, Sample
 
@@ -51,8 +51,14 @@ class DataConfig:
     """Masks below this many original pixels are left out."""
     max_area_fraction: float = field(default=0.9, metadata={"least": 0})
     """Masks above this share of the photograph are left out (SAM, appendix A: 90 %)."""
+    flip: float = field(default=0.0, metadata={"least": 0, "most": 1})
+    """Probability that a training photograph is mirrored."""
+    jitter: tuple[float, float] = field(default=(1.0, 1.0), metadata={"least": 0.05, "most": 8})
+    """Large-scale jitter of training photographs: the least and the greatest scale (SAM, appendix A, for few data: 0.1
+    and 2.0)."""
     embeddings: str | None = None
-    """Stored teacher embeddings: a folder, or auto: the default folder where there is one. Training only."""
+    """Stored teacher embeddings: a folder, or auto: the default folder where there is one. Training only; they belong
+    to photographs as they are, so with flip or jitter auto means none."""
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """skip: log it and take the next sample."""
     streaming: bool | None = None
@@ -196,11 +202,21 @@ class ShardData(L.LightningDataModule):
         """Samples in an epoch of the whole job; 0 for a stream that does not say."""
         return int(self.config.epoch_images or 0) if self.streaming else len(self.train_shards)
 
-    @property
+    @functools.cached_property
     def has_embeddings(self) -> bool:
-        """Whether training batches will carry stored teacher embeddings."""
-        if self.config.embeddings == "auto":
-            return not self.streaming and available(self.train_tars)
+        """Whether training batches will carry stored teacher embeddings. Raises UserError for a folder of them beside
+        flip or jitter."""
+        c = self.config
+        changed = f"data.flip={c.flip} and data.jitter={list(c.jitter)}" if (c.flip, *c.jitter) != (0, 1, 1) else ""
+        if changed and c.embeddings not in (None, "auto"):
+            raise UserError(
+                f"data.embeddings={c.embeddings} belong to photographs as they are, and {changed} show others: set "
+                "data.embeddings=null, or leave the photographs alone"
+            )
+        if changed and c.embeddings and not self.streaming and available(self.train_tars):
+            warn(f"stored embeddings are not used: {changed} show other photographs than theirs")
+        if c.embeddings == "auto":
+            return not changed and not self.streaming and available(self.train_tars)
         return self.config.embeddings is not None
 
     def _place(self) -> tuple[int, int]:
@@ -209,8 +225,11 @@ class ShardData(L.LightningDataModule):
     def _batch(self, world: int) -> int:
         return self.per_device or max(1, self.config.global_batch // world)
 
-    def _decode(self) -> Callable[..., Sample]:
+    def _decode(self, train: bool = True) -> Callable[..., Sample]:
         c = self.config
+        if c.jitter[0] > c.jitter[1]:
+            raise UserError(f"data.jitter={list(c.jitter)} must be the least and then the greatest scale")
+        views = {"flip": c.flip, "jitter": c.jitter} if train else {}
         return functools.partial(
             sa1b.decode,
             image_size=c.image_size,
@@ -218,6 +237,7 @@ class ShardData(L.LightningDataModule):
             min_area=c.min_area,
             max_area_fraction=c.max_area_fraction,
             targets=self.targets,
+            **views,
         )
 
     def train_dataloader(self) -> ElasticLoader | StreamLoader:
@@ -276,6 +296,8 @@ class ShardData(L.LightningDataModule):
         shards = IndexedShards(tars)
         if not len(shards):
             raise UserError(f"data.val={c.val} holds no sample; prepare validation shards or set data.val=null")
-        dataset = Decoded(shards, self._decode(), seed=self.seed, skip=c.on_bad_sample == "skip", refill=False)
+        dataset = Decoded(
+            shards, self._decode(train=False), seed=self.seed, skip=c.on_bad_sample == "skip", refill=False
+        )
         sampler = OnceSampler(len(shards), batch_size=self._batch(world), rank=rank, world=world)
         return Loader(dataset, sampler, collate=collate_or_fail, workers=self.workers, pin=torch.cuda.is_available())

@@ -17,6 +17,7 @@ import numpy as np
 import simplejpeg
 import torch
 
+from frisket.data.augment import drawn
 from frisket.errors import UserError
 from frisket.geometry import Frame, resize_image
 from frisket.kernels import rle
@@ -204,13 +205,16 @@ def decode(
     min_area: float = 0.0,
     max_area_fraction: float = 0.9,
     targets: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
+    flip: float = 0.0,
+    jitter: tuple[float, float] = (1.0, 1.0),
 ) -> Sample:
     """{"__key__", "__shard__", "jpg", "json"} -> Sample: image resized to `image_size`, at most `masks_per_image`
     masks (0 = all) drawn by `rng` on the (S/4, S/4) grid, boxes xyxy in input pixels, areas in original pixels.
 
     Masks under `min_area` original pixels, over `max_area_fraction` of the image (SAM, appendix A, drops > 90 %) or
     empty on the grid are not drawn. targets: frisket.proposals.targets, asked about all masks that might be, drawn or
-    not, and those that are empty on the grid. Raises RecordError naming shard and sample.
+    not, and those that are empty on the grid. flip, jitter: another view of the photograph, see frisket.data.augment;
+    what it does not show is neither drawn nor a target. Raises RecordError naming shard and sample.
     """
     where = f"shard {raw.get('__shard__', '?')}, sample {raw['__key__']}"
     for ext in ("jpg", "json"):
@@ -220,36 +224,38 @@ def decode(
     stored = jpeg_size(raw["jpg"], where=where)
     check_sizes(stored, notes.size, where)
     frame = Frame.fit(notes.size, image_size)
+    view = drawn(notes.size, image_size, flip=flip, jitter=jitter, rng=rng) if (flip, *jitter) != (0, 1, 1) else None
+    target = view.scaled if view else frame.size
     # DCT scaling is quick but sharper than our resize, so it may only do the part beyond twice the target size.
-    image = decode_jpeg(raw["jpg"], where=where, at_least=(2 * frame.size[0], 2 * frame.size[1]))
-    if tuple(image.shape[1:]) != frame.size:
-        image = resize_image(image, frame.size)
+    image = decode_jpeg(raw["jpg"], where=where, at_least=(2 * target[0], 2 * target[1]))
+    image = view.image(image) if view else resize_image(image, frame.size)
 
     allowed = (notes.areas >= max(min_area, 1.0)) & (notes.areas <= max_area_fraction * notes.height * notes.width)
     order = every = np.flatnonzero(allowed)
     if masks_per_image:
         order = rng.permutation(order)
-    on_grid = grid_samples(frame)
+    on_grid = view.samples() if view else grid_samples(frame)
     chosen, grids = _drawn(notes, order, masks_per_image or len(order), on_grid, where)
     # SA-1B's w and h are last minus first pixel (SAM's generator), one less than COCO's; left as stored.
     corners = np.concatenate([notes.boxes[:, :2], notes.boxes[:, :2] + notes.boxes[:, 2:]], 1).astype(np.float32)
+    frame = view or frame
     boxes, areas = frame.boxes_to_input(torch.from_numpy(corners)), torch.from_numpy(notes.areas.astype(np.float32))
+
+    def shown(numbers: np.ndarray, grids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Masks, boxes and areas of these annotations."""
+        if view is None:
+            return torch.from_numpy(grids.view(np.bool_)), boxes[numbers], areas[numbers]
+        masks = torch.from_numpy(view.turned(grids).astype(np.bool_))
+        return masks, *view.cut(boxes[numbers], areas[numbers], masks)
+
     heat, ways = None, None
     if targets is not None:
         whole = grids if np.array_equal(chosen, every) else _filled(notes, every, on_grid, where)
-        shares = areas[every] / (notes.height * notes.width)
-        heat, ways = targets(torch.from_numpy(whole.view(np.bool_)), boxes[every], shares)
-    return Sample(
-        key=raw["__key__"],
-        image=image,
-        masks=torch.from_numpy(grids.view(np.bool_)),
-        boxes=boxes[chosen],
-        areas=areas[chosen],
-        frame=frame,
-        embedding=None,
-        heat=heat,
-        ways=ways,
-    )
+        masks, around, sizes = shown(every, whole)
+        seen = (around[:, 2:] > around[:, :2]).all(1) if view else slice(None)
+        heat, ways = targets(masks[seen], around[seen], sizes[seen] / (notes.height * notes.width))
+    masks, mine, sizes = shown(chosen, grids)
+    return Sample(raw["__key__"], image, masks, mine, sizes, frame, heat=heat, ways=ways)
 
 
 def _drawn(
