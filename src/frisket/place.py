@@ -36,6 +36,8 @@ class Place:
     recompute: bool = False
     """Compute the trained encoder's blocks again in the backward pass instead of keeping what they made: same
     gradients, less memory, a third more work."""
+    compile: bool = False
+    """torch.compile of the encoders' blocks, in training; the first step of each shape then takes minutes."""
 
 
 def device(place: Place, where: str = "") -> torch.device:

@@ -6,9 +6,10 @@
                 wandb_id        the W&B run id, the same at every resume
                 metrics.csv     one row per logged step (`step` = optimizer steps done), appended to at a resume
                 samples.jsonl   sample ids per step, where asked for (samples-rankR.jsonl for the other ranks)
-                checkpoints/    last.ckpt, previous.ckpt, and preempt.ckpt after a preemption
+                checkpoints/    last.ckpt, previous.ckpt, preempt.ckpt after a preemption, step-N.ckpt if asked for
                 gallery/        pictures of masks, one per gallery step
                 model.pt        the trained weights; instead model.safetensors where they are quantized
+                best.pt         the model that a validation found best, where asked for; best.json says how good
                 summary.json    last step and last metrics: present when the run is finished; written last
 
 Our choice. `frisket.engine.rundir` writes them, `frisket.checkpoint` and `frisket.report` read them.
@@ -32,6 +33,8 @@ class RunFiles:
         self.gallery = self.path / "gallery"
         self.model = self.path / "model.pt"
         self.packed = self.path / "model.safetensors"
+        self.best = self.path / "best.pt"
+        self.best_value = self.path / "best.json"
         self.summary = self.path / "summary.json"
         self.lock = self.path / ".lock"
         self.refused = self.path / ".refused"
@@ -45,6 +48,10 @@ class RunFiles:
     def samples(self, rank: int) -> Path:
         """The sample ids that `rank` was given."""
         return self.path / ("samples.jsonl" if rank == 0 else f"samples-rank{rank}.jsonl")
+
+    def kept(self, step: int) -> Path:
+        """A further name of the checkpoint of `step`, which stays when last.ckpt is replaced."""
+        return self.checkpoints / f"step-{step:06d}.ckpt"
 
     def pictures(self, step: int) -> Path:
         """The gallery's picture at `step`."""

@@ -43,9 +43,9 @@ def test_masks_are_the_photographs_pixels_where_the_view_says(record, how, size)
 
 @pytest.mark.parametrize("how", VIEWS)
 def test_boxes_and_areas_are_those_of_what_is_seen(record, how):
-    sample = decode(
-        record(5, size=(90, 120), masks=10), image_size=128, masks_per_image=0, rng=np.random.default_rng(2), **how
-    )
+    raw = record(5, size=(90, 120), masks=10)
+    sample = decode(raw, image_size=128, masks_per_image=0, rng=np.random.default_rng(2), **how)
+    stored = set(parse(raw["json"], where="x").areas.tolist())
     height, width = sample.frame.size
     scale = sample.frame.scaled[0] / 90
     assert len(sample.masks) > 2
@@ -56,7 +56,7 @@ def test_boxes_and_areas_are_those_of_what_is_seen(record, how):
         assert low_x - slack <= x0 <= low_x and high_x <= x1 + scale and x1 <= high_x + slack
         assert low_y - slack <= y0 <= low_y and high_y <= y1 + scale and y1 <= high_y + slack
         assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
-        assert area == pytest.approx(int(mask.sum()) * 16 / scale**2, rel=0.3, abs=32 / scale**2)
+        assert area in stored or area == pytest.approx(int(mask.sum()) * 16 / scale**2, rel=0.05)
 
 
 def test_pixels_move_with_their_coordinates(record):

@@ -24,13 +24,16 @@ from frisket.data.module import ShardData
 from frisket.engine import signals
 from frisket.engine.average import Average
 from frisket.engine.batch import Division, Recount, divide
+from frisket.engine.best import KeepBest, write
+from frisket.engine.compile import compiled
+from frisket.engine.health import Health
 from frisket.engine.preempt import Preempt, Stopped, exit_code
 from frisket.engine.rundir import CsvLog, RunDir, WandbCurve, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
+from frisket.engine.straggler import Straggler
 from frisket.engine.strategy import exits_for_all, fits, place, quiet, together
 from frisket.errors import UserError, warn
 from frisket.files import write_text
-from frisket.quant import packed
 from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
 
 
@@ -64,6 +67,13 @@ def check(config: RecipeConfig) -> None:
             f"regularize.ema={config.regularize.ema} averages whole weights and place.strategy={config.place.strategy} "
             "keeps them in parts: set regularize.ema=0 or place.strategy=ddp"
         )
+    if config.trainer.nan_skips and config.place.strategy not in ("auto", "ddp"):
+        raise UserError(
+            f"trainer.nan_skips={config.trainer.nan_skips} skips a step whole and place.strategy="
+            f"{config.place.strategy} cannot: set trainer.nan_skips=0 or place.strategy=ddp"
+        )
+    if config.trainer.keep_best and config.data.val is None:
+        raise UserError(f"trainer.keep_best={config.trainer.keep_best} needs validations: set data.val, or it to ''")
     for key, spec in specs(config).items():
         check_model(key, spec, side)
 
@@ -102,10 +112,12 @@ def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
     _announce(config, folder, resume, f"{division}, {_epochs(config, data)}")
     recipe = module(config, resume)
     recipe.check_resume(folder.path)
+    if config.place.compile:
+        compiled(recipe, on_cpu=where["accelerator"] == "cpu")
     data.stamp, data.targets = recipe.stamp(), recipe.targets()
     _remember(config, folder)
     average = Average(config.regularize.ema) if config.regularize.ema else None
-    keep, preempt = KeepLast(folder, config.trainer.checkpoint_every), Preempt(folder)
+    keep, preempt = KeepLast(folder, config.trainer.checkpoint_every, config.trainer.keep_last), Preempt(folder)
     trainer = L.Trainer(
         **where | {"plugins": [*where["plugins"], AtomicIO()]},
         **_rhythm(config, division),
@@ -170,12 +182,19 @@ def _callbacks(
 ) -> list[L.Callback]:
     """In their order: the counters before who reads them, what is written before who says that the step is done."""
     log, speed = config.log, Throughput(config.trainer.log_every)
-    callbacks: list[L.Callback] = [speed, Recount(), *([average] if average else [])]
+    scaled = config.place.precision == "16-mixed"
+    health = Health(folder, skips=config.trainer.nan_skips, every=config.trainer.log_every, scaled=scaled)
+    callbacks: list[L.Callback] = [speed, Recount(), health]
+    if config.trainer.keep_best:
+        callbacks.append(KeepBest(folder, config.trainer.keep_best))
+    if average:
+        callbacks.append(average)
     if log.samples:
         callbacks.append(Samples(folder.path))
     if config.data.val is not None and log.gallery_every and log.gallery_images:
         callbacks.append(Gallery(folder.path, log.gallery_every, log.gallery_images))
-    return [*callbacks, keep, preempt, Progress(speed, config.trainer.log_every)]
+    every = config.trainer.log_every
+    return [*callbacks, keep, preempt, Progress(speed, every), Straggler(every)]
 
 
 def _loggers(config: RecipeConfig, folder: RunDir, resume: Resume | None) -> list[Any]:
@@ -235,10 +254,7 @@ def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir, metrics: dict[st
         sam = checkpoint.load(folder.last, trust=recipe.config.trust) if folder.last.is_dir() else recipe.sam
         step, config = trainer.global_step, recipe.config
         provenance = {"recipe": config.recipe, "run": folder.path.name, "step": step, "seed": config.seed}
-        if sam.quantization is None:
-            checkpoint.save(sam, folder.model, provenance=provenance)
-        else:
-            packed.write(sam, folder.packed, provenance=sam.quantization["provenance"] | provenance)
+        write(sam, folder.model, provenance)
         folder.finish(step, metrics)
         scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val/"))
         say(f"finished at step {step}: {folder.result}" + (f"  {scores}" if scores else ""))

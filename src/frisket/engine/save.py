@@ -11,6 +11,7 @@ Whether it is due is asked then, of the settings of the resumed run: a raised ma
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,30 @@ def keep(trainer: L.Trainer, run: RunFiles, path: Path) -> None:
         os.replace(new, path)
         sync(path)
     trainer.strategy.barrier("frisket.save.done")
+
+
+def also(path: Path, name: Path) -> None:
+    """Give the checkpoint at `path` another name, by hard links where the file system has them: no second copy."""
+    new = name.with_name(f".{name.name}.new")
+    remove(new)
+    if path.is_dir():
+        shutil.copytree(path, new, copy_function=_linked)
+    else:
+        _linked(path, new)
+    remove(name)
+    os.replace(new, name)
+
+
+def _linked(path: Path | str, name: Path | str) -> None:
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copy2(path, name)
+
+
+def step_of(path: Path) -> int:
+    """The number in the name of step-N.ckpt."""
+    return int(path.stem.rpartition("-")[2])
 
 
 @rank_zero_only
@@ -113,14 +138,14 @@ class StepEnd(L.Callback):
 
 
 class KeepLast(StepEnd):
-    """Write last.ckpt of `run` every `every` optimizer steps and at the last one.
+    """Write last.ckpt of `run` every `every` optimizer steps and at the last one, and keep the `newest` of them.
 
     Put it behind every callback that writes something at a step: what a checkpoint counts as done must be on disk.
     """
 
-    def __init__(self, run: RunFiles, every: int) -> None:
+    def __init__(self, run: RunFiles, every: int, newest: int = 0) -> None:
         super().__init__()
-        self.run, self.every = run, every
+        self.run, self.every, self.newest = run, every, newest
         self.validated = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -129,6 +154,10 @@ class KeepLast(StepEnd):
         if self.stepped(trainer) and (step % self.every == 0 or step >= trainer.max_steps):
             self.write_row(trainer)
             keep(trainer, self.run, self.run.last)
+            if self.newest and trainer.is_global_zero:
+                also(self.run.last, self.run.kept(step))
+                for old in sorted(self.run.checkpoints.glob("step-*.ckpt"), key=step_of)[: -self.newest]:
+                    remove(old)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember when: a run is not finished before a validation of its last step."""

@@ -17,15 +17,20 @@ from torch.utils.checkpoint import checkpoint
 
 from frisket.models.blocks import residual_blocks
 
+INNER = "forward_once"
+"""Of a block that recomputes: what it computes."""
+
 
 def recompute(encoder: nn.Module) -> None:
     """Let the residual blocks keep only their input while gradients are wanted. Changes them in place; their names in a
     state dict stay."""
     for block in residual_blocks(encoder):
-        block.forward = partial(_again, block, block.forward)
+        vars(block)[INNER] = block.forward  # where torch.compile is welcome (frisket.engine.compile)
+        block.forward = partial(_again, block)
 
 
-def _again(block: nn.Module, forward: Any, *inputs: Any) -> Any:
+def _again(block: nn.Module, *inputs: Any) -> Any:
+    forward = vars(block)[INNER]
     if not torch.is_grad_enabled():
         return forward(*inputs)
     contexts = lambda: (contextlib.nullcontext(), _uncounted(block))  # noqa: E731

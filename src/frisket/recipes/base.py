@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from frisket import checkpoint
 from frisket.checkpoint import Resume
@@ -59,6 +60,8 @@ class TrainerConfig:
     """Optimizer steps in all."""
     clip: float = field(default=1.0, metadata={"least": 0})
     """Largest norm of the gradient; 0: any."""
+    nan_skips: int = field(default=0, metadata={"least": 0})
+    """Steps in all that are left out because their loss or gradient is no number; one more stops the run."""
     val_every: int = field(default=500, metadata={"least": 0})
     """Steps between validations; 0: at the end only."""
     checkpoint_every: int = field(default=500, metadata={"least": 1})
@@ -67,6 +70,10 @@ class TrainerConfig:
     """Steps between logged and printed lines."""
     sync_batchnorm: bool = False
     """BatchNorm's means are of all GPUs' images, not of each GPU's few (SyncBatchNorm); for whoever trains one."""
+    keep_last: int = field(default=0, metadata={"least": 0})
+    """So many of the newest checkpoints stay as checkpoints/step-N.ckpt; 0: only last.ckpt and the one before it."""
+    keep_best: str = ""
+    """A measure of the validation, box/miou say, whose best model is kept as best.pt; empty: none."""
     deterministic: bool = False
     """Only kernels that give the same bits each time, even where they are slow."""
 
@@ -327,6 +334,11 @@ class Recipe(L.LightningModule):
         self.report("val", {name: value for name, value in values.items() if value == value})  # a size may have no mask
         for metric in (*self.val_iou.values(), *self.val_mean.values()):
             metric.reset()
+
+    def measures(self) -> list[str]:
+        """What a validation may report, without its "val/"; not every one does of every data."""
+        sizes = [f"{name}/miou{size}" for name in PROMPTS for size in ("", "_s", "_m", "_l")]
+        return [*sizes, *CURVES, *(name for name, part in self.named_children() if isinstance(part, Metric))]
 
     def model_flops_per_image(self) -> float:
         """Training FLOPs per image of the trained encoder (forward x 3; x 1 where frozen), as its paper counts them."""
