@@ -50,6 +50,17 @@ def test_every_parameter_learns_from_one_joint_step(recipe) -> None:
     assert all(p.grad is not None for p in module.parameters())
 
 
+def test_photographs_without_objects_still_give_every_parameter_a_gradient(recipe, batch_of) -> None:
+    """Other ranks wait for it."""
+    module = recipe()
+    batch = batch_of([torch.zeros(0, 16, 16, dtype=torch.bool)] * 2)
+    batch.heat, batch.ways = torch.zeros(2, 3, 16, 16), torch.zeros(2, 3, 4, 16, 16)
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert all(p.grad.any() for p in module.ppn.heat.parameters())  # it learns that there is nothing
+
+
 def encoder_gradient(module: Module) -> torch.Tensor:
     module.training_step(first_batch(module), 0).backward()
     return torch.cat([p.grad.flatten() for p in module.sam.image_encoder.parameters()])
