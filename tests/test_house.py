@@ -42,7 +42,7 @@ GROUND_ORDER = (
     "geometry",
 )  # floor 0's own order: config may raise and write
 DOORS = {
-    "lightning": ("data/module.py", "recipes/", "callbacks.py", "engine/", "cli/"),
+    "lightning": ("data/module.py", "recipes/", "callbacks.py", "engine/", "cli/", "bench/training.py"),
     "flash_attn": ("kernels/attention.py",),
     "omegaconf": ("config.py",),
     "wandb": ("callbacks.py", "engine/", "cli/"),

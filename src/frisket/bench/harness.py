@@ -85,7 +85,8 @@ class Guard:
 class Case:
     """One row made ready. Both calls return after their work is queued (CUDA) or done (CPU).
 
-    `note` describes inputs and `dtype` the arithmetic, for the JSON; `grad` keeps autograd on.
+    `note` describes inputs and `dtype` the arithmetic, for the JSON; `grad` keeps autograd on. `sampled`, where calls
+    cannot be repeated one by one: takes that many samples of both sides itself, seconds by side; no call is made.
     """
 
     baseline: Callable[[], Any]
@@ -94,6 +95,7 @@ class Case:
     note: str = ""
     dtype: str = "float32"
     grad: bool = False
+    sampled: Callable[[int], dict[str, list[float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,9 @@ def _time(result: Result, case: Case, config: BenchConfig, clock: Callable[..., 
     """Fill in times and ratio: warm up, size the samples, then take them by turns (A B, B A, A B, …)."""
     sides = {"baseline": case.baseline, "ours": case.ours}
     repeats, warmup = (1, 0) if config.quick else (config.repeats, config.warmup)
+    if case.sampled:
+        result.samples, result.calls_per_sample = case.sampled(repeats), dict.fromkeys(sides, 1)
+        return _conclude(result)
     for name, call in sides.items():
         for _ in range(warmup):
             clock(call, 1)
@@ -261,7 +266,14 @@ def _time(result: Result, case: Case, config: BenchConfig, clock: Callable[..., 
         for name in ("ours", "baseline") if number % 2 else ("baseline", "ours"):
             calls = result.calls_per_sample[name]
             result.samples[name].append(clock(sides[name], calls) / calls)
-    result.baseline_seconds, result.ours_seconds = (statistics.median(result.samples[name]) for name in sides)
+    _conclude(result)
+
+
+def _conclude(result: Result) -> None:
+    """Medians and ratio of the samples."""
+    result.baseline_seconds, result.ours_seconds = (
+        statistics.median(result.samples[name]) for name in ("baseline", "ours")
+    )
     paired = [a / max(b, 1e-12) for a, b in zip(result.samples["baseline"], result.samples["ours"], strict=True)]
     result.ratio = result.baseline_seconds / max(result.ours_seconds, 1e-12)
     result.ratio_range = (min(paired), max(paired))
