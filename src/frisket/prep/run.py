@@ -38,7 +38,7 @@ from frisket.files import write_json, write_text
 from frisket.prep.records import SOURCES, PhotoConfig, PrepConfig, Record, Reject, ShardConfig, Unit, shrink_jpeg
 
 # Where and how fast, not what: these may differ between two runs into one folder.
-NOT_SETTINGS = {"inputs", "out", "task", "strict", "verify", "batch", "place", "plugins"}
+NOT_SETTINGS = {"inputs", "tars", "only", "out", "task", "strict", "verify", "batch", "place", "plugins"}
 
 # What belongs to one unit: `<output>-000000.tar`, `<output>.emb.tar` and `<note>.json`, with sidecars and temporaries.
 PRODUCT = re.compile(r"\.?(.+?)(?:-\d{6}\.tar|\.emb\.tar|\.json)(?:\..+)?")
