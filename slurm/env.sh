@@ -1,6 +1,7 @@
 # Sourced by every script in slurm/: finds the checkout, and gives `launch`, which runs one command on all tasks.
 #   sbatch slurm/train_sam.sh [YAML …] [key=value …]     submit it again to go on
 #   LOCAL=1 bash slurm/train_sam.sh …                    the same run here, without Slurm
+#   DRY_RUN=1 sbatch slurm/train_sam.sh …                `frisket doctor` instead, by all ranks where they would train
 #   FRISKET_ON=a100 sbatch slurm/…                       adds configs/on/a100.yaml (also a100_80gb, a40, cpu)
 # `launch frisket VERB YAML words…` puts the place between the YAML and the words.
 # `launch` requeues the job when the run left with code 75 (stopped by Slurm's signal, checkpoint written).
@@ -22,6 +23,15 @@ free_port() {
 
 launch() {
   set -- "${@:1:3}" "${ON[@]}" "${@:4}"
+  # A signal in the first second, before training can hold it, waits for it (coreutils 8.31 and newer)
+  local hold=(env --block-signal=USR1,TERM)
+  { [[ "${2:-}" =~ ^(train|eval|quant)$ ]] && "${hold[@]}" true 2>/dev/null; } || hold=() # the other verbs do not hold it
+  if [ -n "${DRY_RUN:-}" ]; then
+    [ "$2" = train ] || { echo "DRY_RUN: only a training has a doctor, not frisket $2" >&2; return 2; }
+    [ -n "${LOCAL:-}" ] || export FRISKET_SRUN="srun --wait=60 ${hold[*]} $*"
+    set -- "$1" doctor "${@:3}"
+    hold=()
+  fi
   if [ -n "${LOCAL:-}" ]; then
     "$@"
     return
@@ -34,9 +44,6 @@ launch() {
   export MASTER_ADDR MASTER_PORT
   export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not inherit --cpus-per-task
   echo "$(date '+%F %T') job $SLURM_JOB_ID start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, master $MASTER_ADDR:$MASTER_PORT"
-  # A signal in the first second, before training can hold it, waits for it (coreutils 8.31 and newer)
-  local hold=(env --block-signal=USR1,TERM)
-  { [[ "${2:-}" =~ ^(train|eval|quant)$ ]] && "${hold[@]}" true 2>/dev/null; } || hold=() # the other verbs do not hold it
   # --wait: when one task has died the others are ended a minute later, not at the job's time limit
   srun --wait=60 "${hold[@]}" "$@" || code=$?
   echo "$(date '+%F %T') job $SLURM_JOB_ID left with code $code"

@@ -1,14 +1,12 @@
 """What autograd keeps of every shipped recipe, counted; and that the presets of GPUs in configs/on/ hold it.
 
-Counted with fake tensors: real operators and autocast, shapes alone, no arithmetic. Not counted, and left room for:
-what lives only while an operator runs (the teacher's activations too), fragments, workspaces.
+How, and what is not counted: frisket.engine.doctor.model, which counts any recipe, less its own terms.
 """
 
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 
 from frisket import checkpoint, config
+from frisket.engine.doctor import model
+from frisket.engine.doctor.model import MIB, kept
+from frisket.engine.doctor.plan import plan
 from frisket.engine.quantize import QuantRun
 from frisket.models import zoo
 from frisket.models.blocks import Attend
@@ -33,9 +32,6 @@ from frisket.recipes.interactive import InteractiveConfig, asked
 from frisket.sample import Batch, Prediction, Prompts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-MIB = 2**20
-CUDA = 1024  # MiB: a context, its libraries, and all that is not a tensor of ours; our choice
-USED = 0.85  # of a GPU's memory may be accounted for
 TAUGHT = ("distill_tiny", "qat_tiny")  # one loss
 GIB = {"a40": 44.4, "a100": 39.4, "a100_80gb": 79.1}  # what CUDA says these GPUs have
 
@@ -74,29 +70,9 @@ def built(name: str) -> Any:
         return module.Module(config.load(module.Config, [CONFIGS / f"{name}.yaml"]))
 
 
-@contextmanager
-def fake(recipe: Any) -> Iterator[None]:
+def fake(recipe: Any) -> AbstractContextManager[None]:
     """Shapes alone, in bf16 as on these GPUs."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
-        for module in (recipe, *getattr(recipe, "teachers", ())):
-            module.to_empty(device="cpu")
-        yield
-
-
-def kept(call: Callable[[], Any], module: nn.Module) -> int:
-    """Bytes of the storages that autograd keeps for the backward pass of `call`, those of weights left out."""
-    weights = {tensor.untyped_storage()._cdata for tensor in module.state_dict(keep_vars=True).values()}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            storages[storage._cdata] = storage  # held, so that no other gets its number
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        call()
-    return sum(storage.nbytes() for storage in storages.values())
+    return model.fake("bf16-mixed", recipe, *model.teachers(recipe))
 
 
 def batch(images: int, masks: int, side: int) -> Batch:
@@ -154,19 +130,11 @@ def a_prompt(name: str) -> float:
         return max((of_round(8, refine) - of_round(4, refine)) / 4 / MIB for refine in later)
 
 
-@cache
-def weights(name: str) -> float:
-    """MiB: 4 bytes each; where trained also gradient, two moments of AdamW and the copy in bf16."""
-    recipe = built(name)
-    parts = [*recipe.parameters(), *(p for teacher in getattr(recipe, "teachers", ()) for p in teacher.parameters())]
-    return sum(part.numel() * (18 if part.requires_grad else 4) for part in parts) / MIB
-
-
 def needed(name: str, place: dict[str, Any]) -> float:
     """GiB that a recipe accounts for at a place."""
     module = importlib.import_module(f"frisket.recipes.{name}")
     loaded = config.load(module.Config, [CONFIGS / f"{name}.yaml"])
-    images, total = place["images_per_device"], CUDA + weights(name)
+    images, total = place["images_per_device"], model.CUDA + model.weights(built(name))
     total += images * an_image(name)
     if name not in ("distill_lightening", "train_autoppn"):  # these two ask the decoder nothing
         masks = images * loaded.data.masks_per_image
@@ -190,7 +158,7 @@ def test_a_preset_holds_every_recipe_and_its_header_does_the_sum(preset: str) ->
         added = sum(math.prod(map(float, term.split(" x "))) for term in said[1].split(" + ")) / 1024
         counted = needed(name, place)
         assert [added, float(said[2])] == pytest.approx([counted, counted], abs=0.06), name
-        assert counted <= USED * GIB[preset], f"{name}: {counted:.1f} of {GIB[preset]} GiB"
+        assert counted <= model.USED * GIB[preset], f"{name}: {counted:.1f} of {GIB[preset]} GiB"
 
 
 def test_what_quantizing_holds_is_what_its_header_says() -> None:
@@ -215,3 +183,14 @@ def test_what_quantizing_holds_is_what_its_header_says() -> None:
     most = max(sum(mib[name] for name in group) for group in together) / 1024
     said = re.search(r"([\d.]+) GiB of captured layers", (CONFIGS / "quant_tiny.yaml").read_text())
     assert said and float(said[1]) == pytest.approx(most, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES.files())
+def test_doctor_counts_any_recipe_almost_as_exactly(name: str) -> None:
+    """Without its own terms: less than the header's sum, and not much less."""
+    module, preset = importlib.import_module(f"frisket.recipes.{name}"), CONFIGS / "on" / "a40.yaml"
+    start = plan(module, config.load(module.Config, [CONFIGS / f"{name}.yaml", preset]), anywhere=True)
+    start.recipe = built(name)
+    said = re.search(rf"^# +{name} +.* = ([\d.]+) GiB$", preset.read_text(), re.MULTILINE)
+    assert said and 0.87 * float(said[1]) <= model.needed(start) / 1024 <= 1.02 * float(said[1])

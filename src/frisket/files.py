@@ -29,12 +29,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def standing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
 def writable(out: Path, said: str) -> None:
     """Raise UserError where nothing can be written into the folder `out`, or to where it is to be: hours later would be
     too late to hear. said: the setting, as in `out=runs/x`."""
-    folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=standing(out)):
             pass
     except OSError as error:
         raise UserError(f"{said} cannot be written ({error.strerror}): give another folder") from error

@@ -143,7 +143,7 @@ def test_config_is_a_schema():
 
 def test_collate_pads_and_counts(shards):
     module = data(shards(4))
-    decode, shard = module._decode(), IndexedShards(expand(module.config.train))
+    decode, shard = module.decode(), IndexedShards(expand(module.config.train))
     samples = [decode(shard[n], rng=default_rng(n)) for n in range(3)]
     samples[1].masks, samples[1].boxes, samples[1].areas = (
         samples[1].masks[:0],

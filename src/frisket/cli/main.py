@@ -23,6 +23,7 @@ from frisket.errors import UserError, nearest
 
 VERBS = {
     "train": "train a recipe, or continue it: frisket train configs/train_sam.yaml trainer.max_steps=200",
+    "doctor": "look for what would stop a training: frisket doctor configs/train_sam.yaml",
     "eval": "judge a model: frisket eval configs/eval_miou.yaml checkpoint=runs/distill_lightening",
     "prep": "turn pictures and masks into shards: frisket prep configs/prep_sa1b.yaml",
     "show": "print the resolved configuration: frisket show configs/distill_lightening.yaml",
@@ -36,7 +37,7 @@ VERBS = {
 }
 
 
-CHOOSES = {"train": ("recipe",), "prep": ("source",), "eval": ("tasks", "task")}
+CHOOSES = {"train": ("recipe",), "doctor": ("recipe",), "prep": ("source",), "eval": ("tasks", "task")}
 """The keys that choose a schema, by verb. `task` last: a preparation has one too."""
 
 

@@ -225,7 +225,8 @@ class ShardData(L.LightningDataModule):
     def _batch(self, world: int) -> int:
         return self.per_device or max(1, self.config.global_batch // world)
 
-    def _decode(self, train: bool = True) -> Callable[..., Sample]:
+    def decode(self, train: bool = True) -> Callable[..., Sample]:
+        """What makes a Sample of a raw record; training draws views of it."""
         c = self.config
         if c.jitter[0] > c.jitter[1]:
             raise UserError(f"data.jitter={list(c.jitter)} must be the least and then the greatest scale")
@@ -250,7 +251,7 @@ class ShardData(L.LightningDataModule):
         if self.has_embeddings:
             folder = None if c.embeddings == "auto" else Path(str(c.embeddings))
             stored = StoredEmbeddings(self.train_shards, folder, self.stamp)
-        dataset = Decoded(self.train_shards, self._decode(), seed=self.seed, skip=skip, embeddings=stored)
+        dataset = Decoded(self.train_shards, self.decode(), seed=self.seed, skip=skip, embeddings=stored)
         sampler = ElasticSampler(
             self.train_shards.counts.tolist(),
             batch_size=self._batch(world),
@@ -274,7 +275,7 @@ class ShardData(L.LightningDataModule):
             )
         stream = Stream(
             [str(tar) for tar in self.train_tars],
-            self._decode(),
+            self.decode(),
             collate=collate_or_fail,
             batch_size=size,
             rank=rank,
@@ -297,7 +298,7 @@ class ShardData(L.LightningDataModule):
         if not len(shards):
             raise UserError(f"data.val={c.val} holds no sample; prepare validation shards or set data.val=null")
         dataset = Decoded(
-            shards, self._decode(train=False), seed=self.seed, skip=c.on_bad_sample == "skip", refill=False
+            shards, self.decode(train=False), seed=self.seed, skip=c.on_bad_sample == "skip", refill=False
         )
         sampler = OnceSampler(len(shards), batch_size=self._batch(world), rank=rank, world=world)
         return Loader(dataset, sampler, collate=collate_or_fail, workers=self.workers, pin=torch.cuda.is_available())

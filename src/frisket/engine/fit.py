@@ -8,7 +8,6 @@ the same after Ctrl-C. A second Ctrl-C ends the program at once.
 """
 
 import contextlib
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,15 +22,17 @@ from frisket.checkpoint import Resume
 from frisket.data.module import ShardData
 from frisket.engine import signals
 from frisket.engine.average import Average
-from frisket.engine.batch import Division, Recount, divide
+from frisket.engine.batch import Division, Recount
 from frisket.engine.best import KeepBest, write
 from frisket.engine.compile import compiled
+from frisket.engine.doctor.plan import plan
+from frisket.engine.doctor.run import ready
 from frisket.engine.health import Health
 from frisket.engine.preempt import Preempt, Stopped, exit_code
 from frisket.engine.rundir import CsvLog, RunDir, WandbCurve, wandb_log
 from frisket.engine.save import AtomicIO, KeepLast
 from frisket.engine.straggler import Straggler
-from frisket.engine.strategy import exits_for_all, fits, place, quiet, together
+from frisket.engine.strategy import exits_for_all, fits, quiet, together
 from frisket.errors import UserError, warn
 from frisket.files import write_text
 from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
@@ -44,10 +45,10 @@ def fit(recipe: ModuleType, config: RecipeConfig) -> int:
     """
     with signals.held():
         check(config)
-        folder = RunDir(Path(config.out) / (config.name or config.recipe))
+        folder = RunDir.of(config)
         folder.open()
         try:
-            return 0 if _finished(folder, config) else _train(recipe.Module, config, folder)
+            return 0 if _finished(folder, config) else _train(recipe, config, folder)
         finally:
             folder.close()
 
@@ -89,28 +90,24 @@ def _finished(folder: RunDir, config: RecipeConfig) -> bool:
     return True
 
 
-def _train(module: type[Recipe], config: RecipeConfig, folder: RunDir) -> int:
+def _train(recipe_file: ModuleType, config: RecipeConfig, folder: RunDir) -> int:
     quiet()
     if config.place.threads:
         torch.set_num_threads(config.place.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    where = place(config.place)
-    if config.trainer.sync_batchnorm and where["accelerator"] == "cpu" and where["devices"] * where["num_nodes"] > 1:
+    start = plan(recipe_file, config)
+    where, division, data = start.where, start.division, start.data
+    ready(start)
+    if config.trainer.sync_batchnorm and where["accelerator"] == "cpu" and start.world > 1:
         raise UserError(
             "trainer.sync_batchnorm=true needs GPUs, torch has none for CPUs: set it to false, or devices=1"
         )
-    division = divide(
-        config.data.global_batch,
-        devices=where["devices"] * where["num_nodes"],
-        at_once=config.place.images_per_device,
-    )
-    data = ShardData(config.data, per_device=division.per_device, workers=config.place.workers, seed=config.seed)
     resume = checkpoint.newest(folder.path)  # the one time that its facts are read
     if resume:
-        fits(resume, config.place.strategy, where["devices"] * where["num_nodes"])
+        fits(resume, config.place.strategy, start.world)
     stalled = folder.stalled()
     _announce(config, folder, resume, f"{division}, {_epochs(config, data)}")
-    recipe = module(config, resume)
+    recipe = recipe_file.Module(config, resume)
     recipe.check_resume(folder.path)
     if config.place.compile:
         compiled(recipe, on_cpu=where["accelerator"] == "cpu")

@@ -28,6 +28,7 @@ from frisket.engine.save import tidy
 from frisket.engine.strategy import PATIENCE, launch
 from frisket.errors import UserError, warn
 from frisket.files import atomic, full_disk_is_a_sentence, remove, write_json, write_text
+from frisket.recipes.base import RecipeConfig
 from frisket.runfiles import RunFiles
 
 
@@ -36,6 +37,11 @@ class RunDir(RunFiles):
 
     _lock: Any = None
     _made: tuple[Path, ...] = ()  # folders that open() had to make, outermost last
+
+    @classmethod
+    def of(cls, config: RecipeConfig) -> "RunDir":
+        """Where a training of these settings goes."""
+        return cls(Path(config.out) / (config.name or config.recipe))
 
     def open(self) -> None:
         """Create and lock the folder (rank 0; the others wait for it).
@@ -58,7 +64,7 @@ class RunDir(RunFiles):
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 self._lock.close()
                 write_text(self.refused, launch())
-                raise UserError(self._taken()) from error
+                raise UserError(self.taken()) from error
             warn(f"{self.path} is on a file system without locks ({error.strerror}): start no second run in it")
         self._lock.truncate(0)
         self._lock.write(launch())
@@ -72,12 +78,13 @@ class RunDir(RunFiles):
         end = time.monotonic() + PATIENCE.total_seconds()
         while launch() and _line(self.lock) != launch():
             if _line(self.refused) == launch():
-                raise UserError(self._taken())
+                raise UserError(self.taken())
             if time.monotonic() > end:
                 raise UserError(f"rank 0 did not open {self.path} within {PATIENCE}: see its own last words")
             time.sleep(0.1)
 
-    def _taken(self) -> str:
+    def taken(self) -> str:
+        """The sentence for who comes second."""
         return f"another process is training in {self.path}: wait for it, or set name=… for a second run"
 
     @rank_zero_only
@@ -230,7 +237,7 @@ def wandb_log(run: RunDir, *, mode: str, project: str, config: dict[str, Any]) -
     `mode`: online, offline, off or auto (online when there is a key and the server answers within two seconds, else
     offline). The environment variable WANDB_MODE, where set, decides instead of auto.
     """
-    mode, why = _wandb_mode(mode)
+    mode, why = wandb_mode(mode)
     if mode == "off":
         return None, f"W&B off ({why})"
     os.environ.setdefault("WANDB_SILENT", "true")  # our own lines say what matters
@@ -248,18 +255,26 @@ def wandb_log(run: RunDir, *, mode: str, project: str, config: dict[str, Any]) -
     return logger, f"W&B {mode}, run {run_id} ({why}{later})"
 
 
-def _wandb_mode(mode: str) -> tuple[str, str]:
+def wandb_mode(mode: str) -> tuple[str, str]:
+    """(online, offline or off, why): what the setting `mode` comes to here."""
     if mode != "auto":
         return mode, f"log.wandb={mode}"
     said = os.environ.get("WANDB_MODE")
     if said:
         return {"disabled": "off", "dryrun": "offline"}.get(said, said), f"WANDB_MODE={said}"
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
-    if not _has_key(host):
-        return "offline", "no API key"
-    if not answers(host):
-        return "offline", f"{host} does not answer"
-    return "online", f"{host} answers"
+    refused = wandb_refused()
+    return ("offline", refused) if refused else ("online", f"{_host()} answers")
+
+
+def wandb_refused() -> str:
+    """Why nothing can be sent; "" when it can."""
+    if not _has_key(_host()):
+        return "no API key"
+    return "" if answers(_host()) else f"{_host()} does not answer"
+
+
+def _host() -> str:
+    return urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
 
 
 def _has_key(host: str) -> bool:
