@@ -18,6 +18,7 @@ from frisket.files import write_json
 from frisket.models.sam import Sam
 from frisket.quant import packed
 from frisket.runfiles import RunFiles
+from frisket.weights import safe
 
 
 def write(sam: Sam, path: Path, provenance: dict[str, Any]) -> None:
@@ -26,7 +27,7 @@ def write(sam: Sam, path: Path, provenance: dict[str, Any]) -> None:
         checkpoint.save(sam, path, provenance=provenance)
     else:
         provenance = sam.quantization["provenance"] | provenance
-        packed.write(sam, path.with_suffix(packed.SUFFIX), provenance=provenance)
+        packed.write(sam, path.with_suffix(safe.SUFFIX), provenance=provenance)
 
 
 class KeepBest(L.Callback):

@@ -40,15 +40,16 @@ def checkpoints(plan: Plan) -> str:
         return "not checked: there is no model to count"
     state = sum(value.numel() * value.element_size() for value in plan.recipe.state_dict().values())
     trained = sum(weight.numel() for weight in plan.recipe.parameters() if weight.requires_grad)
-    size = state + 8 * trained  # AdamW's two moments, fp32
+    size = state + (12 if plan.config.regularize.ema else 8) * trained  # AdamW's two moments and the average, fp32
+    count = KEPT + plan.config.trainer.keep_last
     held = sum(path.stat().st_size for path in plan.run.checkpoints.rglob("*") if path.is_file())
-    needed, free = max(0, KEPT * size - held), shutil.disk_usage(standing(plan.run.path)).free
+    needed, free = max(0, count * size - held), shutil.disk_usage(standing(plan.run.path)).free
     if needed > free:
         raise UserError(
-            f"{plan.run.path} needs {needed / GB:.3g} GB for {KEPT} checkpoints and the disk has {free / GB:.3g} GB: "
+            f"{plan.run.path} needs {needed / GB:.3g} GB for {count} checkpoints and the disk has {free / GB:.3g} GB: "
             "make room, or set out=… to another one"
         )
-    return f"{KEPT} checkpoints of {size / GB:.3g} GB, {held / GB:.3g} GB of them there; {free / GB:.3g} GB free"
+    return f"{count} checkpoints of {size / GB:.3g} GB, {held / GB:.3g} GB of them there; {free / GB:.3g} GB free"
 
 
 def embeddings(plan: Plan) -> str:
