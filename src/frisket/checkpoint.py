@@ -114,7 +114,7 @@ def start_encoder(sam: Sam, name: str, *, trust: bool = False) -> str:
     Raises UserError when nothing is there, it is damaged, or nothing of it fits.
     """
     path = _where(name)
-    content = {} if path.is_dir() or path.suffix == packed.SUFFIX else unpickle(path)
+    content = {} if path.is_dir() or path.suffix == safe.SUFFIX else unpickle(path)
     if not content or "frisket" in content:
         content = load(name, trust=trust).state_dict()
     return encoder.start(sam.image_encoder, encoder.unwrapped(content), name)
