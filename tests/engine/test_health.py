@@ -99,9 +99,13 @@ def test_it_skips_a_step_and_a_resume_knows_how_many(ill, tmp_path, monkeypatch,
 def test_two_ranks_decide_together_when_one_is_ill(ill, tmp_path, monkeypatch):
     def work(rank: int) -> int:
         ill.bad = (3,) if rank == 1 else ()
-        _, weights = fit(tmp_path / "skip", health(tmp_path / "skip", 1), devices=2, steps=5)
+        skipping, stopping = health(tmp_path / "skip", 1), health(tmp_path / "stop")
+        skipping.scaled = stopping.scaled = (
+            True  # by the loss alone: the gradient, which DDP shares out, would tell all
+        )
+        _, weights = fit(tmp_path / "skip", skipping, devices=2, steps=5)
         with pytest.raises(UserError, match=r"step 3 has .*\(rank 1: loss nan, samples 3; gradient nan\)"):
-            fit(tmp_path / "stop", health(tmp_path / "stop"), devices=2, steps=5, every=100)
+            fit(tmp_path / "stop", stopping, devices=2, steps=5, every=100)
         return 0 if all(math.isfinite(weight) for weight in weights) else 1
 
     assert ranks(work) == [0, 0]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -281,3 +282,11 @@ def test_loss_falls_and_repeats_the_golden_curve(recipe, fit: Fit) -> None:
     losses, _ = fit(recipe(), 20)
     assert falls(losses)
     compare_golden("distill_tiny", losses, tolerance=0.05)
+
+
+def test_flops_count_the_teacher_where_its_encoder_runs(recipe) -> None:
+    module = recipe()
+    mine, theirs = (part.image_encoder.macs(64) for part in (module.sam, module.teacher))
+    assert module.model_flops_per_image() == 2 * (3 * mine + theirs)
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(has_embeddings=True))
+    assert module.model_flops_per_image() == 2 * 3 * mine

@@ -152,6 +152,9 @@ class Module(Taught):
             said = f"a layer joins every {stage:.0f} steps, the neck is whole from step {whole:.0f}"
             print(f"cascade, in the {self.planned} steps first planned{kept}: {said}", flush=True)
 
+    def asks_encoder(self) -> bool:
+        return bool(self.pairs) or super().asks_encoder()  # its inner features are not stored
+
     def weights(self) -> tuple[list[float], float]:
         """`layer_weights` of this step."""
         return layer_weights(self.global_step, len(self.pairs), steps=self.planned, config=self.config.distill)

@@ -65,6 +65,16 @@ class Taught(Recipe):
     def on_fit_start(self) -> None:
         self.teachers = [self.teacher.to(self.device)]
 
+    def asks_encoder(self) -> bool:
+        """Whether the teacher's encoder runs in a training step: not where its embeddings are stored."""
+        data = self._trainer and getattr(self._trainer, "datamodule", None)
+        return not (data and data.has_embeddings)
+
+    def model_flops_per_image(self) -> float:
+        """And the teacher's encoder, forward, where it runs."""
+        teacher = 2.0 * self.teacher.image_encoder.macs(self.config.data.image_size) if self.asks_encoder() else 0.0
+        return super().model_flops_per_image() + teacher
+
     def reference(self) -> Sam:
         return self.teacher
 
