@@ -106,6 +106,7 @@ def test_unknown_key_names_file_key_and_nearest(write) -> None:
     ("override", "parts"),
     [
         ("steps=many", ["override 'steps=many'", "steps"]),
+        ("name=*", ["override 'name=*'", "if it is a word, quote it: name=\"'…'\""]),
         ("optim.lr=fast", ["optim.lr", "fast"]),
         ("optim.schedule=cosin", ["optim.schedule", "cosine", "constant"]),
         ("optim=3", ["optim"]),

@@ -210,7 +210,8 @@ def _sources(files: Sequence[Path | str], overrides: Sequence[str]) -> list[tupl
         try:
             parts.append((f"override '{override}'", OmegaConf.from_dotlist([override])))
         except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-            raise UserError(f"override '{override}': {_line(error)}") from error
+            mend = f"; if it is a word, quote it: {key}=\"'…'\"" if isinstance(error, YAMLError) else ""
+            raise UserError(f"override '{override}': {_line(error)}{mend}") from error
     return parts
 
 

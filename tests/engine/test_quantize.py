@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -127,6 +128,19 @@ def test_below_the_gate_nothing_is_written(
     assert main([*words, skip, "gate=0"]) == 0 and searched == []  # what stays is known: the advice costs no search
 
 
+def test_another_models_result_is_not_lost(words: list[str], tmp_path: Path, tiny_quantized: Path, capsys) -> None:
+    """Of other bits, or one that cannot say what it is; and what stands there stands until a new one is whole."""
+    told = {"weights": "0", "checkpoint": "runs/a", "settings": {"quant": {"weight_bits": 8, "activation_bits": 8}}}
+    (shutil.copytree(tiny_quantized, tmp_path / "q") / "quant.json").write_text(json.dumps(told))
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "q").iterdir())}
+    assert main([*words, "gate=0", "quant.weight_bits=4"]) == 2
+    assert f"out={tmp_path / 'q'} holds W8A8 of runs/a, which would be lost" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "q").iterdir())} == before
+    (tmp_path / "q" / "quant.json").write_text("{")
+    assert main([*words, "gate=0"]) == 2
+    assert "holds another result, which would be lost: give another folder" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_sentence(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -139,6 +153,8 @@ def test_mistakes_are_one_sentence(words: list[str], tmp_path: Path, capsys: pyt
         (["checkpoint="], "checkpoint is empty"),
         (["data=nowhere"], "nowhere"),
         (["search.candidate=3"], "did you mean 'candidates'"),
+        (["out=/proc/x"], "out=/proc/x cannot be written"),
+        ([f"out={run / 'model.pt'}"], "cannot be written (Not a directory): give another folder"),
         (["search.low=1.2"], "search.low=1.2 must be less than search.high=1.2"),
     ):
         assert main([*words, *more]) == 2, more

@@ -253,7 +253,7 @@ def test_mistakes_are_one_sentence(
     tuned = [*other_recipe, "recipe=finetune_decoder", f"init_from={floating}", f"teacher={start}"]
     for given, says in (
         ([*words, f"init_from={floating}"], "is float: give what `frisket quant` wrote"),
-        ([*words, f"masters={other}"], "is not the float model that init_from"),
+        ([*words, f"masters={other}"], f"was made of, which was at {floating}: name where it is now"),
         ([*words, f"masters={tiny_teacher}"], "is not the float model that init_from"),
         ([*words, f"masters={start}"], "is quantized: give the float model"),
         ([*words, f"teacher={start}"], "is quantized: give the float model"),

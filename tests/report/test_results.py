@@ -32,6 +32,12 @@ def sources(board: Board) -> list[str]:
 # ---------------------------------------------------------------- what stands in one table
 
 
+def test_the_teachers_own_scores_stand_beside_its_students(put: Put) -> None:
+    numbers = {"box/miou": 0.5, "teacher/box/miou": 0.75, "agreement/box": 0.9}
+    (board,) = boards_of(put("one", evaluation("fidelity", {"a": numbers})))
+    assert [entry.label for entry in board.entries] == ["a"] and board.entries[0].numbers == numbers
+
+
 def test_same_protocol_and_data_share_a_table_and_nothing_else_does(put: Put) -> None:
     first = put("one", evaluation("miou", {"a": {"box/miou": 0.5}, "b": {"box/miou": 0.75}}))
     same = put("two", evaluation("miou", {"c": {"box/miou": 0.625}}, data="elsewhere/but/the/same"))

@@ -9,6 +9,7 @@ a sentence that names the layers to keep in float. Files: model.safetensors, qua
 frisket.quant.search; the gate and the table are our choice.
 """
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,7 @@ from frisket.engine import signals
 from frisket.engine.journal import Journal
 from frisket.engine.preempt import Stopped, exit_code
 from frisket.errors import UserError, warn
-from frisket.files import remove, write_csv, write_json
+from frisket.files import writable, write_csv, write_json
 from frisket.losses import logits_iou
 from frisket.models.sam import Sam
 from frisket.place import Place, device
@@ -90,6 +91,7 @@ def _quantize(config: QuantRun) -> int:
     made = RunFiles(config.out)
     if made.model.exists() or checkpoint.trained(made.path):
         raise UserError(f"out={config.out} holds a training run, which the result would hide: give another folder")
+    writable(made.path, f"out={config.out}")
     if config.place.threads:
         torch.set_num_threads(config.place.threads)
     sam = checkpoint.load(config.checkpoint, device(config.place), trust=config.trust).requires_grad_(False)
@@ -108,8 +110,8 @@ def _quantize(config: QuantRun) -> int:
     bits = {key: value for key, value in asdict(config.quant).items() if key != "skip"}  # a layer is searched alone
     identity = {"weights": digest, "data": digest_of(shown), "seed": config.seed, "quant": bits,
                 "search": asdict(config.search), "layers": list(kinds)}  # fmt: skip
+    refuse_another(made, config, digest)
     journal = Journal(Path(config.out), identity)
-    remove(made.packed)  # whatever comes of this run, an older result is none of it
     rows = search_all(sam, layers, calibration, config, journal, list(kinds))
     table = sensitivity(sam, layers, rows, calibration, config.seed, journal, list(kinds))
     for layer in layers.values():
@@ -136,6 +138,20 @@ def _quantize(config: QuantRun) -> int:
     print(f"{bits}, {len(layers)} layers: mean IoU {agreement:.4f} with the float model over {masks} masks")
     print(f"{made.packed}: {small:.1f} MiB, float {large:.1f}")
     return 0
+
+
+def refuse_another(made: RunFiles, config: QuantRun, digest: str) -> None:
+    """Raise UserError where `out` holds the result of other settings, or of another model, which would be lost."""
+    if not made.packed.exists():
+        return
+    try:
+        old = json.loads((made.path / "quant.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = {}  # of whom the file is, nobody can say
+    bits, asked_for = (told.get("quant") for told in (old.get("settings", {}), asdict(config)))
+    if (old.get("weights"), bits) != (digest, asked_for):
+        what = f"W{bits['weight_bits']}A{bits['activation_bits']} of {old['checkpoint']}" if bits else "another result"
+        raise UserError(f"out={config.out} holds {what}, which would be lost: give another folder, or delete that one")
 
 
 def photographs(config: QuantRun, sam: Sam) -> tuple[list[Batch], list[Batch]]:
@@ -215,16 +231,18 @@ def sensitivity(
     costs most first. The journal counts these behind `every`."""
     table, begun, wanted = [], time.monotonic(), answers(sam, layers, batches, seed, active=False)
     known = {number: row["alone"]["agreement"] for number, row in journal.read().items() if row and "alone" in row}
-    for count, (name, layer) in enumerate(layers.items(), 1):
+    left = [name for name in layers if len(every) + every.index(name) not in known]
+    for done, name in enumerate(left, 1):
         leave_if_asked()
         entry = len(every) + every.index(name)
-        if entry not in known:
-            known[entry], _ = agree(sam, {name: layer}, batches, seed, wanted)
-            layer.active = False
-            journal.add(entry, {"alone": {"agreement": known[entry]}})
-        if count % 8 == 0:
-            _say(f"each layer alone: {count} of {len(layers)}", begun, count, len(layers))
-        table.append({"layer": name, "agreement": known[entry], **{k: rows[name][k] for k in ("before", "after")}})
+        known[entry], _ = agree(sam, {name: layers[name]}, batches, seed, wanted)
+        layers[name].active = False
+        journal.add(entry, {"alone": {"agreement": known[entry]}})
+        if done % 8 == 0 or done == len(left):
+            _say(f"each layer alone: {len(layers) - len(left) + done} of {len(layers)}", begun, done, len(left))
+    for name in layers:
+        costs = {k: rows[name][k] for k in ("before", "after")}
+        table.append({"layer": name, "agreement": known[len(every) + every.index(name)], **costs})
     return sorted(table, key=lambda row: row["agreement"])
 
 

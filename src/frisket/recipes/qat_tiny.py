@@ -92,8 +92,8 @@ class Module(Terms):
         sam = self.floating(key, name)
         if checkpoint.weights_digest(sam) != made["weights"]:
             raise UserError(
-                f"{key}={name} is not the float model that init_from={self.config.init_from} was made of: give "
-                "masters=…, or quantize this one"
+                f"{key}={name} is not the float model that init_from={self.config.init_from} was made of, which "
+                f"was at {made['checkpoint']}: name where it is now with masters=…, or quantize this one"
             )
         return sam
 

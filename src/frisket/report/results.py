@@ -216,7 +216,7 @@ def boards(evaluations: list[Evaluation], detectors: Mapping[str, str]) -> list[
     """
     groups: dict[str, Board] = {}
     for evaluation in evaluations:
-        parts = presets(evaluation.report["models"], evaluation.protocols)
+        parts = presets(evaluation.report["models"], evaluation.protocols, task=evaluation.task)
         for preset, models in parts.items():
             told = identity(evaluation, preset, detectors)
             board = Board(preset, told, sentence(evaluation, preset, parts))
@@ -228,10 +228,11 @@ def boards(evaluations: list[Evaluation], detectors: Mapping[str, str]) -> list[
     return sorted(groups.values(), key=lambda board: order.index(board.task))
 
 
-def presets(models: dict[str, dict[str, Any]], told: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+def presets(models: dict[str, dict[str, Any]], told: list[str], task: str = "") -> dict[str, dict[str, dict[str, Any]]]:
     """{preset: {label: numbers}}: keys name/what/measure are the protocol `name`'s, all others those of "", or of the
     only protocol `told`. Counts without a name are every protocol's; a model of which only counts are left goes."""
     names = {key.split("/")[0] for numbers in models.values() for key in numbers if key.count("/") >= 2}
+    names -= {"teacher"} if task == "fidelity" else set()  # whose own scores stand beside the student's
     alone = told[0] if len(told) == 1 and told[0] != "all" else ""
     parts: dict[str, dict[str, dict[str, Any]]] = {}
     for label, numbers in models.items():
