@@ -106,6 +106,9 @@ def test_unknown_key_names_file_key_and_nearest(write) -> None:
     ("override", "parts"),
     [
         ("steps=many", ["override 'steps=many'", "steps"]),
+        ("optim.betas={}", ["optim.betas={} must be a list, as in [a, b]"]),
+        ("optim=[1]", ["optim=[1] must be keys, as in {a: 1}"]),
+        ("optim.blocks=[[]]", ["optim.blocks[0]=[] must be a single value"]),
         ("name=*", ["override 'name=*'", "if it is a word, quote it: name=\"'…'\""]),
         ("optim.lr=fast", ["optim.lr", "fast"]),
         ("optim.schedule=cosin", ["optim.schedule", "cosine", "constant"]),

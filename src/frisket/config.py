@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, ValueNode
+from omegaconf import MISSING, Container, DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from omegaconf.resolvers import oc
 from yaml import YAMLError
@@ -254,22 +254,25 @@ def _renamed(schema: type, key: str) -> str:
 def _fit(mine: Any, part: DictConfig, prefix: str) -> None:
     """Bring `part` into the schema's types where its meaning is plain, in place: a single word where a list is wanted
     (checkpoint=runs/a), YAML's false for the word off. Raises UserError for a word that is none of a Literal's choices,
-    and for a mapping where a list is wanted."""
+    for a mapping where a list is wanted or the other way round, and for a list of lists where words are wanted."""
     for key in part:
         node = mine._get_node(key) if isinstance(mine, DictConfig) and key in mine else None
         given, name = part._get_node(key), f"{prefix}{key}"
         if isinstance(node, DictConfig) and isinstance(given, DictConfig):
             _fit(node, given, f"{name}.")
+        elif isinstance(node, Container) and isinstance(given, Container) and DictConfig in (type(node), type(given)):
+            wanted = "keys, as in {a: 1}" if isinstance(node, DictConfig) else "a list, as in [a, b]"
+            raise UserError(f"{name}={OmegaConf.to_container(given)} must be {wanted}")
         if not isinstance(node, ListConfig):
             _choose(node._metadata.ref_type if node is not None else None, part, key, name)
             continue
-        if isinstance(given, DictConfig):
-            raise UserError(f"{name}={OmegaConf.to_container(given)} must be a list, as in [a, b]")
         # a tuple is a pair of numbers, say: never meant by one
         if isinstance(given, ValueNode) and given._value() is not None and get_origin(node._metadata.ref_type) is list:
             part[key] = [given._value()]
         items = part._get_node(key)
         for index in range(len(items) if isinstance(items, ListConfig) and not items._is_none() else 0):
+            if isinstance(items._get_node(index), Container) and node._metadata.element_type in (str, int, float, bool):
+                raise UserError(f"{name}[{index}]={OmegaConf.to_container(items[index])} must be a single value")
             _choose(node._metadata.element_type, items, index, f"{name}[{index}]")
 
 

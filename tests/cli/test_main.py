@@ -101,7 +101,7 @@ def test_help_lists_the_keys_of_what_is_chosen(capsys):
     """Key, default and the line below the field; of the chosen recipe, task or source alone."""
     assert main(["train", "train_sam", "--help"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^  optim\.schedule=cosine +.*One of cosine, constant, wsd\.$", said, re.MULTILINE)
+    assert re.search(r"^  optim\.schedule=cosine +.*One of cosine, constant, wsd, step\.$", said, re.MULTILINE)
     assert re.search(r"^  plugins=\[\] +Modules from outside", said, re.MULTILINE)
     assert "  prompts.clicks=" in said and "distill." not in said
     assert main(["train", "recipe=distill_lightening", "--help"]) == 0
@@ -154,7 +154,7 @@ def test_show_says_what_each_key_is_and_stays_yaml(capsys, tmp_path):
     assert main(["show", "recipe=train_sam", "optim.schedule=constant", f"log.project='{long}'", "seed=3"]) == 0
     said = capsys.readouterr().out
     assert re.search(
-        r"^  schedule: constant  # .*One of cosine, constant, wsd\. \(default cosine\)$", said, re.MULTILINE
+        r"^  schedule: constant  # .*One of cosine, constant, wsd, step\. \(default cosine\)$", said, re.MULTILINE
     )
     assert re.search(r"^plugins: \[\]  # Modules from outside, .*\)\.$", said, re.MULTILINE)
     assert re.search(r"^    offsets: all  # .*every head", said, re.MULTILINE)  # the encoder's own settings

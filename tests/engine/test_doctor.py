@@ -31,12 +31,12 @@ SMALL = "student.encoder={depth: 2, width: 32, heads: 2}"
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No W&B key, no job."""
     for name in [name for name in os.environ if name.startswith(("SLURM_", "WANDB_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", "/nowhere")
-    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("NETRC", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
 
 
 @pytest.fixture(scope="module")
