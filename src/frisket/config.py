@@ -269,7 +269,7 @@ def _fit(mine: Any, part: DictConfig, prefix: str) -> None:
         # a tuple is a pair of numbers, say: never meant by one
         if isinstance(given, ValueNode) and given._value() is not None and get_origin(node._metadata.ref_type) is list:
             part[key] = [given._value()]
-        items = part._get_node(key)
+        items: Any = part._get_node(key)
         for index in range(len(items) if isinstance(items, ListConfig) and not items._is_none() else 0):
             if isinstance(items._get_node(index), Container) and node._metadata.element_type in (str, int, float, bool):
                 raise UserError(f"{name}[{index}]={OmegaConf.to_container(items[index])} must be a single value")
