@@ -12,6 +12,7 @@ from frisket import checkpoint
 from frisket.cli.main import main
 from frisket.models.zoo import build
 
+WORDS = ["mode=everything", "everything.strategy=autoppn", "place.accelerator=cpu"]
 OPEN = ["everything.pred_iou_thresh=-9", "everything.stability_score_thresh=0", "everything.box_nms_thresh=1"]
 
 
@@ -30,14 +31,8 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_picture_of_any_size_ends(lite: Path, tmp_path: Path, size: tuple[int, int], ask: str) -> None:
     photo, out = tmp_path / "photo.png", tmp_path / "out.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(photo)
-    words = [
-        "mode=everything",
-        f"checkpoint={lite}",
-        f"out={out}",
-        "everything.strategy=autoppn",
-        "place.accelerator=cpu",
-    ]
-    assert main(["predict", str(photo), *words, f"everything.ask={ask}", *OPEN]) == 0
+    words = ["predict", str(photo), *WORDS, f"checkpoint={lite}", f"out={out}"]
+    assert main([*words, f"everything.ask={ask}", *OPEN]) == 0
     record = json.loads(out.with_suffix(".json").read_text())
     assert record["size"] == list(size)
     for mask in record["masks"]:
@@ -51,12 +46,6 @@ def test_nothing_above_the_threshold_is_a_sentence(
 ) -> None:
     photo, out = tmp_path / "photo.png", tmp_path / "out.png"
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(photo)
-    words = [
-        "mode=everything",
-        f"checkpoint={lite}",
-        f"out={out}",
-        "everything.strategy=autoppn",
-        "place.accelerator=cpu",
-    ]
-    assert main(["predict", str(photo), *words, "everything.pred_iou_thresh=9"]) == 0
+    words = ["predict", str(photo), *WORDS, f"checkpoint={lite}", f"out={out}"]
+    assert main([*words, "everything.pred_iou_thresh=9"]) == 0
     assert json.loads(out.with_suffix(".json").read_text())["masks"] == [] and "lower" in capsys.readouterr().out

@@ -10,19 +10,17 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from frisket.models.sam import Sam
-from frisket.recipes.base import ModelSpec, build_model
-from frisket.recipes.interactive import InteractiveConfig, interactive_loss, unused_parts
+from frisket.recipes import train_sam
+from frisket.recipes.base import ModelSpec
+from frisket.recipes.interactive import InteractiveConfig
 from frisket.recipes.proposing import Proposing, ProposingConfig
-from frisket.recipes.train_sam import StartConfig, begin
 from frisket.sample import Batch
 
 
 @dataclass
-class Config(ProposingConfig):
-    """`init_from` starts from existing weights, as they are, instead of `model` and `start`."""
+class Config(train_sam.Config, ProposingConfig):
+    """train_sam's settings and AutoPPN's."""
 
-    start: StartConfig = field(default_factory=StartConfig)
-    """How random weights begin."""
     model: ModelSpec = field(default_factory=lambda: ModelSpec("lite_sam_640"))
     """What to train."""
     prompts: InteractiveConfig = field(default_factory=lambda: InteractiveConfig(from_heat=0.25))
@@ -31,24 +29,15 @@ class Config(ProposingConfig):
     """AutoPPN learns from the embedding and does not change it: no gradient of its into the encoder."""
 
 
-class Module(Proposing):
+class Module(Proposing, train_sam.Module):
     """Everything is trained: image encoder, AutoPPN, prompt encoder, mask decoder."""
 
     config: Config
 
     def build_sam(self) -> Sam:
-        config = self.config
-        sam = self.initial() or begin(build_model(config.model, config.data.image_size), config.start)
-        self.freeze(*unused_parts(sam, config.prompts))
-        return self.propose(sam)
+        return self.propose(super().build_sam())
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        embeddings = self.sam.encode(batch.images, batch.sizes)
-        loss, terms = interactive_loss(
-            self.sam, embeddings, batch, self.config.prompts, self.generator(batch),
-            at_once=self.config.place.prompts_at_once,
-        )  # fmt: skip
+    def loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = super().loss(embeddings, batch)
         ppn, more = self.ppn_loss(embeddings.detach() if self.config.detach_ppn else embeddings, batch)
-        loss, terms = loss + ppn, terms | {f"ppn_{name}": value for name, value in more.items()}
-        self.report("train", {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}, batch_size=batch.num_images)
-        return loss
+        return loss + ppn, terms | {f"ppn_{name}": value for name, value in more.items()}

@@ -59,13 +59,16 @@ class Module(Recipe):
         return sam
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        embeddings = self.sam.encode(batch.images, batch.sizes)
-        loss, terms = interactive_loss(
-            self.sam, embeddings, batch, self.config.prompts, self.generator(batch),
-            at_once=self.config.place.prompts_at_once,
-        )  # fmt: skip
+        loss, terms = self.loss(self.sam.encode(batch.images, batch.sizes), batch)
         self.report("train", {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}, batch_size=batch.num_images)
         return loss
+
+    def loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, its terms) of the session about embeddings (B, D, h, w)."""
+        config, generator = self.config, self.generator(batch)
+        return interactive_loss(
+            self.sam, embeddings, batch, config.prompts, generator, at_once=config.place.prompts_at_once
+        )
 
 
 @torch.no_grad()
