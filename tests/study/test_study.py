@@ -106,18 +106,25 @@ def test_a_study_killed_twice_says_what_one_says_that_ran_through(
 
 
 @pytest.mark.slow
-def test_an_arm_may_quantize_another(tiny: list[str], tmp_path: Path) -> None:
+def test_an_arm_may_quantize_another_and_everything_be_judged(tiny: list[str], tmp_path: Path) -> None:
     search = "search: {candidates: 2, rounds: 1, rows: 16}, place: {accelerator: cpu}"
     how = (
         "quantize: quant_tiny, after: neck, data: '@train', gate: 0, calibration: 1, check: 1, quant: {weight_bits: 6}"
     )
     quantized = f"{{{how}, {search}}}"
-    assert main([*tiny, "arms.cascade=null", "against=neck", "seeds=[0]", f"arms.w8a8={quantized}"]) == 0
+    grid = "{data: '@train', everything: {points_per_side: 4, pred_iou_thresh: -9, stability_score_thresh: 0}}"
+    words = ["arms.cascade=null", "against=neck", "seeds=[0]", f"arms.w8a8={quantized}", f"everything.grid={grid}"]
+    assert main([*tiny, *words]) == 0
     out = tmp_path / "out"
     made = json.loads((out / "w8a8" / "seed0" / "quant.json").read_text())
     assert made["checkpoint"] == str(out / "neck" / "seed0") and made["settings"]["quant"]["weight_bits"] == 6
     arms = json.loads((out / "study.json").read_text())["arms"]
     assert arms["w8a8"]["neck_error"]["mean"] != arms["neck"]["neck_error"]["mean"]
+    # all that is found of everything, too: the same numbers as the evaluation's own
+    whole = json.loads((out / "neck" / "seed0" / "everything_grid" / "eval.json").read_text())["models"]["neck"]
+    assert arms["neck"]["grid/ar1000"]["mean"] == pytest.approx(whole["ar1000"])
+    assert 0 < arms["neck"]["grid/miou"]["mean"] == pytest.approx(whole["miou"])
+    assert "AR@1000, grid" in (out / "study.md").read_text()
     assert "| w8a8 |" in (out / "study.md").read_text() and "w8a8" in (out / "report.html").read_text()
 
 
@@ -129,6 +136,22 @@ def test_a_wrong_key_of_an_arm_is_found_before_anything_runs(
     said = capsys.readouterr().err
     assert "the study's neck: unknown key 'distill.schedul'" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("everything.grid={everythin: {}}", "the study's everything_grid: unknown key 'everythin'"),
+        ("everything.grid={data: '@val'}", "everything.grid: @val is nothing prepared before it"),
+        ("everything.grid=3", "everything: give a name of letters and digits, and its settings"),
+        ("judge.dat=here", "the study's judge: unknown key 'dat'"),
+    ],
+)
+def test_wrong_settings_of_a_judge_are_found_before_anything_runs(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, said: str
+) -> None:
+    assert main([*tiny, word]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shipped", sorted(path.stem for path in STUDIES.glob("*.yaml")))

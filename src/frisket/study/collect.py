@@ -5,7 +5,8 @@
 study.json  {"arms": {arm: {measure: {"mean", "std", "values"}}},
              "pairs": {"a-b": {measure: {"difference", "low", "high"}}}}; a pair's b is the arm compared with
 Measures    box, click1: the student's mean IoU; neck_error; agreement_box, agreement_click1: with the teacher;
-            dependence: what 1-box IoU loses with another photograph's embedding (frisket.fidelity).
+            dependence: what 1-box IoU loses with another photograph's embedding (frisket.fidelity); <name>/ar1000 and
+            <name>/miou of each of the study's `everything`: items are objects, each with its photograph's value
 """
 
 import csv
@@ -19,19 +20,20 @@ import numpy as np
 from frisket.errors import UserError
 from frisket.files import write_json, write_text
 from frisket.report.report import write as write_page
-from frisket.study.plan import Plan, Step
+from frisket.study.plan import EVERYTHING, FIDELITY, Plan, Step
 from frisket.study.statistics import Difference, difference, spread
 
 MEASURES = {
     "box": "1-box", "click1": "1-point", "neck_error": "neck error",
     "agreement_box": "agreement, box", "agreement_click1": "agreement, point", "dependence": "dependence",
 }  # fmt: skip
+EVERYTHING_MEASURES = {"ar1000": "AR@1000", "miou": "everything mIoU"}
 PLAIN = ("neck_error",)  # shown as it is; the others in percent
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One cell's items: {measure: (items,)} with whose photograph each item is. neck_error has photographs as items."""
+    """One cell's items: {measure: (items,)} with whose photograph each item is: masks, or of neck_error photographs."""
 
     values: dict[str, np.ndarray]
     owners: dict[str, np.ndarray]
@@ -41,7 +43,7 @@ def finish(laid: Plan, cells: Sequence[Step]) -> dict[str, Any]:
     """Write and print what is known; arms whose cells are not all judged are left out and named."""
     judged: dict[str, list[Judged]] = {}
     for cell in cells:
-        judged.setdefault(cell.name, []).append(read(cell.folder / "eval"))
+        judged.setdefault(cell.name, []).append(read(cell.folder, laid.evaluations(cell)))
     wanted = {name: len(steps) for name, steps in laid.arms.items()}
     whole = {name: parts for name, parts in judged.items() if len(parts) == wanted.get(name, 1)}
     result = summary(whole, laid.against)
@@ -62,30 +64,39 @@ def finish(laid: Plan, cells: Sequence[Step]) -> dict[str, Any]:
     return result
 
 
-def read(folder: Path) -> Judged:
-    """A cell's masks_<arm>.csv and per_image.csv, as the evaluation task `fidelity` writes them. Raises UserError."""
-    masks = _rows(next(iter(folder.glob("masks_*.csv")), folder / "masks_*.csv"))
-    photographs = _rows(folder / "per_image.csv")
-    values: dict[str, np.ndarray] = {}
-    for name in ("box", "click1", "agreement_box", "agreement_click1"):
-        values[name] = _column(masks, name)
+def read(folder: Path, told: Sequence[str] = (FIDELITY,)) -> Judged:
+    """A cell's masks_<arm>.csv and per_image.csv, as the evaluation task `fidelity` writes them, and per_image.csv of
+    the task `everything`. Raises UserError."""
+    masks = _rows(next(iter((folder / FIDELITY).glob("masks_*.csv")), folder / FIDELITY / "masks_*.csv"))
+    values = {name: _column(masks, name) for name in ("box", "click1", "agreement_box", "agreement_click1")}
     values["dependence"] = values["box"] - _column(masks, "other_box")
-    owners = {name: np.array([row["key"] for row in masks]) for name in values}
-    values["neck_error"] = _column(photographs, "neck_error")
-    owners["neck_error"] = np.array([row["key"] for row in photographs])
+    owners = dict.fromkeys(values, _owners(masks))
+    for part in told:
+        rows = _rows(folder / part / "per_image.csv")
+        times = 1 if part == FIDELITY else _column(rows, "objects").astype(int)
+        for name in ("neck_error",) if part == FIDELITY else EVERYTHING_MEASURES:
+            key = name if part == FIDELITY else f"{part.removeprefix(EVERYTHING)}/{name}"
+            values[key] = np.repeat(_column(rows, name), times)
+            owners[key] = np.repeat(_owners(rows), times)
     return Judged(values, owners)
+
+
+def title(name: str) -> str:
+    """A measure's, in the table."""
+    part, _, measure = name.partition("/")
+    return MEASURES.get(name) or f"{EVERYTHING_MEASURES[measure]}, {part}"
 
 
 def summary(judged: dict[str, list[Judged]], against: str) -> dict[str, Any]:
     """study.json of {arm: its cells, a seed each}. Raises UserError when two cells were judged on other items."""
-    first = next(iter(judged.values()))[0] if judged else None
+    owners: dict[str, np.ndarray] = {}
     arms: dict[str, Any] = {}
     pairs: dict[str, Any] = {}
     for arm, parts in judged.items():
         arms[arm] = {}
-        for name in MEASURES:
+        for name in parts[0].values:
             for part in parts:
-                if first is not None and not np.array_equal(part.owners[name], first.owners[name]):
+                if not np.array_equal(part.owners[name], owners.setdefault(name, part.owners[name])):
                     raise UserError(f"arm {arm} was judged on other photographs than the first: delete its eval folder")
             means = [float(np.nanmean(part.values[name])) for part in parts if not np.isnan(part.values[name]).all()]
             if means:
@@ -95,8 +106,8 @@ def summary(judged: dict[str, list[Judged]], against: str) -> dict[str, Any]:
         if arm != against and against in judged:
             pairs[f"{arm}-{against}"] = {
                 name: {"difference": told.mean, "low": told.low, "high": told.high}
-                for name in MEASURES
-                if name in arms[arm] and name in arms[against]
+                for name in arms[arm]
+                if name in arms[against]
                 for told in [compared(judged[arm], judged[against], name)]
             }
     return {"arms": arms, "pairs": pairs}
@@ -110,15 +121,17 @@ def compared(a: list[Judged], b: list[Judged], name: str) -> Difference:
 
 def table(result: dict[str, Any], against: str) -> str:
     """Markdown: mean ± standard deviation over seeds, then each arm's difference from the one compared with."""
-    head = ["arm", *MEASURES.values()]
+    measured = dict.fromkeys(name for values in result["arms"].values() for name in values)
+    names = [name for name in MEASURES if name in measured] + [name for name in measured if name not in MEASURES]
+    head = ["arm", *map(title, names)]
     lines = [_line(head), _line(["---"] * len(head))]
     for arm, values in result["arms"].items():
-        lines.append(_line([arm, *(_mean(name, values.get(name)) for name in MEASURES)]))
+        lines.append(_line([arm, *(_mean(name, values.get(name)) for name in names)]))
     if result["pairs"]:
         lines += ["", f"Difference from `{against}`, with its 95 % interval:", "", *lines[:2]]
         for pair, values in result["pairs"].items():
             arm = pair.removesuffix(f"-{against}")
-            lines.append(_line([arm, *(_told(name, values.get(name)) for name in MEASURES)]))
+            lines.append(_line([arm, *(_told(name, values.get(name)) for name in names)]))
     return "\n".join(lines) + "\n"
 
 
@@ -157,3 +170,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _column(rows: list[dict[str, str]], name: str) -> np.ndarray:
     return np.array([float(row.get(name) or "nan") for row in rows])
+
+
+def _owners(rows: list[dict[str, str]]) -> np.ndarray:
+    return np.array([row["key"] for row in rows])

@@ -13,11 +13,13 @@
       cascade+decoder: {train: finetune_decoder, after: cascade}      # init_from: the same seed's run of that arm
       w8a8: {quantize: quant_tiny, after: cascade, data: "@train"}    # checkpoint: the same
     judge: {teacher: "@teacher", data: "@val"}         # settings of the evaluation task `fidelity`
+    everything:                                        # if wanted: named settings of the evaluation task `everything`
+      grid: {data: "@val", limit: 100}
 
 Everything beside the verb (`train:`, `quantize:` or `prep:`, with the name of a shipped YAML or a path) and `after:`
 are that YAML's own settings. A second YAML, or a word, changes the first: an arm or a preparation set to null is left
 out.
-Files   OUT/<prepared name>/, OUT/<arm>/seed<k>/ (a run folder), OUT/<arm>/seed<k>/eval/. Our choice.
+Files   OUT/<prepared name>/, OUT/<arm>/seed<k>/ (a run folder), in it eval/ and everything_<name>/. Our choice.
 """
 
 import re
@@ -31,6 +33,8 @@ from frisket.plugins import Extensible
 
 ARMS = {"train": "train", "quantize": "quant"}  # the study's word: the command (quant_tiny has settings named quant)
 VERBS = {"prep": "prep", **ARMS}
+FIDELITY, EVERYTHING = "eval", "everything_"
+"""A cell's folders of what the judges said; the second is continued with the name."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -52,6 +56,8 @@ class StudyConfig(Extensible):
     """{name: {train or quantize: YAML, after: arm, …settings}}."""
     judge: dict[str, Any] = field(default_factory=dict)
     """Settings of the evaluation task `fidelity` for every cell."""
+    everything: dict[str, Any] = field(default_factory=dict)
+    """{name: settings of the evaluation task `everything`}, each for every cell."""
     jobs: int = field(default=1, metadata={"least": 1})
     """How many cells run side by side."""
     threads: int = field(default=1, metadata={"least": 1})
@@ -78,17 +84,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a StudyConfig comes to. arms: in the order written, parents before children."""
+    """What a StudyConfig comes to. arms: in the order written, parents before children. judges: {folder of a cell for
+    what is judged: (YAML, settings)}."""
 
     out: Path
     prepare: list[Step]
     arms: dict[str, list[Step]]
-    judge: dict[str, Any]
+    judges: dict[str, tuple[str, dict[str, Any]]]
     against: str
 
     def cells(self) -> list[Step]:
         """All cells, parents before children, the seeds of an arm side by side."""
         return [step for steps in self.arms.values() for step in steps]
+
+    def evaluations(self, step: Step) -> list[str]:
+        """The judges of a step, which are folders in its own: none of data; of a prepared model, fidelity alone."""
+        return [] if step.verb == "prep" else [FIDELITY] if step.seed is None else list(self.judges)
 
     def families(self) -> list[list[Step]]:
         """Cells that must run in one place, in order: an arm without `after`, and all that stand on it, by seed."""
@@ -137,7 +148,14 @@ def plan(config: StudyConfig, name: str) -> Plan:
         shared = config.recipes.get(Path(yaml).stem) or {}
         whole = _placed(merged(shared, settings), places, where)
         arms[key] = [Step(key, verb, yaml, whole, out / key / f"seed{k}", after, k) for k in config.seeds]
-    return Plan(out, prepared, arms, _placed(dict(config.judge), places, f"study {name}, judge"), against)
+    judges = {FIDELITY: ("eval_fidelity", _placed(dict(config.judge), places, f"study {name}, judge"))}
+    for key, spec in config.everything.items():
+        if not NAME.fullmatch(key) or not isinstance(spec, Mapping):
+            raise UserError(
+                f"study {name}, everything: give a name of letters and digits, and its settings: {{grid: {{data: …}}}}"
+            )
+        judges[EVERYTHING + key] = "eval_everything", _placed(dict(spec), places, f"study {name}, everything.{key}")
+    return Plan(out, prepared, arms, judges, against)
 
 
 def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,14 +22,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from frisket import config as settings
 from frisket.engine.quantize import QuantRun
 from frisket.errors import UserError
+from frisket.eval.task import TASKS
 from frisket.files import write_text
 from frisket.recipes.base import RECIPES
 from frisket.study.collect import finish
-from frisket.study.plan import Plan, Step, StudyConfig, plan
+from frisket.study.plan import FIDELITY, Plan, Step, StudyConfig, plan
 
 STOPPED = (75, 130)  # a command's exit codes for "asked to stop, run me again"
 STOP = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -126,7 +128,7 @@ def study(config: StudyConfig, name: str, words: Sequence[str] = ()) -> int:
         print(f"stopped on request after {time.monotonic() - began:.0f} s; the same command goes on from there")
         return runner.code or 75
     if ready and not config.cell:
-        finish(laid, [cell for cell in cells if (evaluation(cell) / "eval.json").is_file()])
+        finish(laid, [cell for cell in cells if not unjudged(cell, laid)])
     return runner.code
 
 
@@ -167,21 +169,22 @@ def chosen(cell: str, laid: Plan) -> list[list[Step]]:
     return [named[cell]]
 
 
-def evaluation(step: Step) -> Path:
-    """Where a cell's judgement lies."""
-    return step.folder / "eval"
+def unjudged(step: Step, laid: Plan) -> list[str]:
+    """The judges that have not said theirs of a step."""
+    return [told for told in laid.evaluations(step) if not (step.folder / told / "eval.json").is_file()]
 
 
 def do(runner: Runner, step: Step, laid: Plan) -> bool:
-    """One step and, for a training, its judgement; whether both are finished. Passes over what already is."""
+    """One step and, for a model, its judgements; whether all are finished. Passes over what already is."""
     log = step.folder.with_name(step.folder.name + ".log")
     label = step.name if step.seed is None else f"{step.name}/{step.seed}"
     if not finished(step) and not runner.run(label, command(step, laid), log):
         return False
-    if step.verb == "prep" or (evaluation(step) / "eval.json").is_file():
-        return True
-    words = ["eval", "eval_fidelity", str(laid.out / "judge.yaml"), f"checkpoint=[{step.name}:{step.folder}]"]
-    return runner.run(label, [*words, f"out={evaluation(step)}", f"place.threads={runner.threads}"], log)
+    for told in unjudged(step, laid):
+        words = ["eval", laid.judges[told][0], str(said(told, laid)), f"checkpoint=[{step.name}:{step.folder}]"]
+        if not runner.run(label, [*words, f"out={step.folder / told}", f"place.threads={runner.threads}"], log):
+            return False
+    return True
 
 
 def finished(step: Step) -> bool:
@@ -207,11 +210,17 @@ def record(step: Step) -> Path:
     return step.folder.with_name(step.folder.name + ".yaml")
 
 
+def said(told: str, laid: Plan) -> Path:
+    """The YAML of a judge's settings."""
+    return laid.out / f"{'judge' if told == FIDELITY else told}.yaml"
+
+
 def remember(laid: Plan) -> None:
     """Write every step's settings. Raises UserError where a folder was made with others, before anything is written."""
     steps = [*laid.prepare, *laid.cells()]
     wanted = [(record(step), step.settings, step.folder.exists()) for step in steps]
-    wanted.append((laid.out / "judge.yaml", laid.judge, any(evaluation(step).exists() for step in steps)))
+    for told, (_, asked) in laid.judges.items():
+        wanted.append((said(told, laid), asked, any((step.folder / told).exists() for step in steps)))
     for path, values, begun in wanted:
         if begun and path.is_file() and settings.read(path) != values:
             raise UserError(f"{path} holds other settings than the study asks for: delete {path.parent}, or set out=…")
@@ -226,15 +235,24 @@ def check(laid: Plan) -> None:
         for step in [*laid.prepare, *laid.cells()]:
             if step.verb == "prep":
                 continue
-            said = Path(folder) / f"{step.name}.yaml"
-            write_text(said, settings.show(step.settings))
-            files = [settings.find(step.yaml) or step.yaml, said]
             quant = step.verb == "quant"
-            try:
+            with _settings(Path(folder), step.name, step.yaml, step.settings) as files:
                 schema = QuantRun if quant else RECIPES.find(str(settings.peek(files, [], "recipe"))).Config
                 settings.load(schema, files)
-            except UserError as error:
-                raise UserError(str(error).replace(str(said), f"the study's {step.name}")) from error
+        for told, (yaml, asked) in laid.judges.items():
+            with _settings(Path(folder), said(told, laid).stem, yaml, asked) as files:
+                settings.load(TASKS.find(str(settings.peek(files, [], "task"))).Config, files)
+
+
+@contextlib.contextmanager
+def _settings(folder: Path, name: str, yaml: str, values: dict[str, Any]) -> Iterator[list[Path | str]]:
+    """The YAMLs of one command; inside, what is wrong with the second is said to be in the study's `name`."""
+    mine = folder / f"{name}.yaml"
+    write_text(mine, settings.show(values))
+    try:
+        yield [settings.find(yaml) or yaml, mine]
+    except UserError as error:
+        raise UserError(str(error).replace(str(mine), f"the study's {name}")) from error
 
 
 def _last(log: Path) -> str:
