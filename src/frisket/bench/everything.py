@@ -7,6 +7,7 @@ and many slopes. The baseline is the plain generator: enlarge every mask that pa
 take boxes, encode with pycocotools, NMS. Ours must keep the same masks in the same order.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -41,20 +42,20 @@ def answers(count: int, frame: Frame, generator: torch.Generator) -> tuple[Tenso
     return frame.to_original(centre * 4), Prediction(logits, 0.8 + 0.2 * torch.rand(count, 3, generator=generator))
 
 
-def plain(prediction: Prediction, frame: Frame, config: Filters) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Predicted IoU and RLE of the kept masks, best first, as SAM's generator finds them."""
-    iou, logits = prediction.iou.flatten(), prediction.logits.flatten(0, 1)
-    passed = iou > config.pred_iou_thresh
-    iou, logits = iou[passed], logits[passed]
+def plain(predictions: Iterable[Prediction], frame: Frame, config: Filters) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Predicted IoU and RLE of the kept masks of all batches, best first, as SAM's generator finds them."""
     scores, boxes, rles = [], [], []
-    for part, score in zip(logits.split(AT_ONCE), iou.split(AT_ONCE)):
-        full = upscale_logits(part, frame)
-        inner, outer = full > config.stability_score_offset, full > -config.stability_score_offset
-        stable = inner.flatten(1).sum(1) / outer.flatten(1).sum(1) >= config.stability_score_thresh
-        masks = full[stable] > 0
-        scores.append(score[stable])
-        boxes.append(boxes_of_masks(masks) - masks.new_tensor([0, 0, 1, 1], dtype=torch.float))  # to the last pixel
-        rles += [coco_mask.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8))) for mask in masks]
+    for prediction in predictions:
+        iou, logits = prediction.iou.flatten(), prediction.logits.flatten(0, 1)
+        passed = iou > config.pred_iou_thresh
+        for part, score in zip(logits[passed].split(AT_ONCE), iou[passed].split(AT_ONCE)):
+            full = upscale_logits(part, frame)
+            inner, outer = full > config.stability_score_offset, full > -config.stability_score_offset
+            stable = inner.flatten(1).sum(1) / outer.flatten(1).sum(1) >= config.stability_score_thresh
+            masks = full[stable] > 0
+            scores.append(score[stable])
+            boxes.append(boxes_of_masks(masks) - masks.new_tensor([0, 0, 1, 1], dtype=torch.float))  # to the last pixel
+            rles += [coco_mask.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8))) for mask in masks]
     kept = nms(torch.cat(boxes), torch.cat(scores), config.box_nms_thresh)
     return torch.cat(scores)[kept], [rles[n] for n in kept.tolist()]
 
@@ -72,7 +73,7 @@ def filters_row(setting: Setting) -> Case:
     frame, config = Frame.fit(size, side), grid.Config()
     points, prediction = answers(count, frame, torch.Generator().manual_seed(setting.seed))
     prediction = Prediction(prediction.logits.to(setting.device), prediction.iou.to(setting.device))
-    wanted, masks = plain(prediction, frame, config)
+    wanted, masks = plain([prediction], frame, config)
 
     def differing() -> float:
         kept, _ = ours(points, prediction, frame, config)
@@ -89,7 +90,9 @@ def filters_row(setting: Setting) -> Case:
         at_least("least mask IoU", worst, 0.99),
         at_least("kept", lambda: float(len(wanted)), 1),
     ]
-    return Case(lambda: plain(prediction, frame, config), lambda: ours(points, prediction, frame, config), guards, note)
+    return Case(
+        lambda: plain([prediction], frame, config), lambda: ours(points, prediction, frame, config), guards, note
+    )
 
 
 ROWS = [Row("everything_filters", "everything's filters and RLE vs all masks at full size", filters_row)]
