@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from frisket.callbacks import Gallery, Progress, Samples, Throughput, clock, panels, peak_flops
+from frisket.callbacks import Gallery, Progress, Samples, Throughput, clock, panels
 from frisket.geometry import Frame
 from frisket.sample import Batch
 
@@ -114,14 +114,6 @@ def test_throughput_counts_images_and_leaves_validation_out(tmp_path):
     assert 0 <= speed.values["data_wait"] <= 1
     assert 0.01 < speed.values["memory_gib"] < 64
     assert "mfu" not in speed.values  # no peak is known for a CPU
-
-
-def test_peak_flops_of_known_gpus():
-    assert peak_flops("NVIDIA A40") == 149.7e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops("NVIDIA H200") == peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_flops("NVIDIA GeForce GTX 1080") is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00:00"), (59.6, "0:01:00"), (3 * 3600 + 62, "3:01:02")])

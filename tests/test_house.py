@@ -20,7 +20,7 @@ from frisket.recipes.base import RECIPES
 SRC = Path(__file__).parents[1] / "src" / "frisket"
 FLOORS = (
     {"bounds", "config", "errors", "files", "geometry", "plugins", "runfiles"},
-    {"sample", "kernels", "losses", "optim", "place"},
+    {"sample", "kernels", "losses", "optim", "place", "budget"},
     {"models", "prompts", "picture", "environment", "proposals"},
     {"data", "weights", "predict", "fidelity"},
     {"everything", "quant"},

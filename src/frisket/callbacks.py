@@ -20,29 +20,13 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from frisket.budget import peak_flops
 from frisket.errors import warn
 from frisket.files import atomic, full_disk_is_a_sentence, write_text
 from frisket.geometry import CELL
 from frisket.picture import Panel, comparison, row
 from frisket.runfiles import RunFiles
 from frisket.sample import Batch
-
-PEAK_FLOPS = {  # dense bf16 FLOP/s from NVIDIA's data sheets; longer names first
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A40": 149.7e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "V100": 125e12,  # fp16
-}
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Return the peak bf16 FLOP/s of a GPU by its CUDA name, or None for one not in the table."""
-    words = device_name.replace("-", " ")
-    return next((flops for name, flops in PEAK_FLOPS.items() if name in words), None)
 
 
 class Throughput(L.Callback):
