@@ -7,6 +7,7 @@ Frames (see frisket.geometry): boxes and points in *input* pixels, masks on the 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Sample:
     key: WebDataset key; image: uint8 RGB (3, h, w) with (h, w) = frame.size; masks: bool (M, G, G) on the padded grid;
     boxes: float (M, 4) xyxy input px; areas: float (M,) in original px; frame: the way back;
     embedding: stored teacher image embedding float32 (256, S/16, S/16) with zeros in the padding, or None;
+    features: stored teacher features float16 (width, S/stride, S/stride) of the blocks that were asked for, likewise;
     heat: float (g, G, G) and ways: float (g, 4, G, G), what AutoPPN is to learn of all the photograph's masks
     (frisket.proposals.Targets), or None.
     """
@@ -39,6 +41,7 @@ class Sample:
     areas: Tensor
     frame: Frame
     embedding: Tensor | None = None
+    features: tuple[Tensor, ...] = ()
     heat: Tensor | None = None
     ways: Tensor | None = None
 
@@ -49,7 +52,7 @@ class Batch:
 
     images: uint8 (B, 3, S, S), zero-padded; masks: bool (N, G, G); boxes: float (N, 4) xyxy input px; areas: float (N,)
     original px; image_index: long (N,); sizes: long (B, 2) valid (h, w) of each input; embedding: float (B, 256, S/16,
-    S/16), heat (B, g, G, G) and ways (B, g, 4, G, G) as in Sample, or None.
+    S/16), heat (B, g, G, G) and ways (B, g, 4, G, G) as in Sample, or None; features: a tuple, B first, of Sample's.
     """
 
     keys: list[str]
@@ -61,6 +64,7 @@ class Batch:
     frames: list[Frame]
     sizes: Tensor
     embedding: Tensor | None = None
+    features: tuple[Tensor, ...] = ()
     heat: Tensor | None = None
     ways: Tensor | None = None
 
@@ -79,7 +83,8 @@ class Batch:
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{k: function(v) for k, v in fields.items() if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {k: function(v) for k, v in fields.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **moved, features=tuple(map(function, self.features)))
 
 
 @dataclass

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from frisket.data.embeddings import Stamp, StoredEmbeddings, available, folder_for, pack, path_for, unpack
+from frisket.data.embeddings import Stamp, StoredEmbeddings, available, folder_for, numbers, pack, path_for, unpack
 from frisket.data.module import DataConfig, ShardData
 from frisket.data.shards import IndexedShards, TarOut, expand
 from frisket.errors import UserError
 from frisket.geometry import Frame
+from frisket.models.encoder import Tap
 
 STAMP = Stamp(teacher="ab" * 32, image_size=64)
 FRAME = Frame.fit((60, 90), 64)
@@ -31,6 +32,23 @@ def test_round_trip_keeps_valid_tokens_only(dtype, tolerance):
     assert (back - whole)[:, :rows, :cols].abs().max() < tolerance
     assert (back[:, rows:] == 0).all()
     assert len(data) < 256 * rows * cols * (2 if dtype == "fp16" else 1) + 1024 + 400
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 2e-3), ("int8", 2e-2)])
+def test_a_blocks_features_are_another_record_of_the_same_kind(dtype: str, tolerance: float) -> None:
+    """Its own width and cell; half precision in memory; told from the embedding and from other blocks."""
+    whole = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = pack(whole, FRAME, stamp=STAMP, dtype=dtype, block=3, stride=8)
+    back = unpack(data, frame=FRAME, expect=STAMP, block=3, stride=8)
+    assert back.shape == whole.shape and back.dtype == torch.float16
+    rows, cols = FRAME.valid_tokens(8)
+    assert (rows, cols) == (6, 8) and (back - whole)[:, :rows].abs().max() < tolerance and not back[:, rows:].any()
+    for other in ({}, {"block": 2, "stride": 8}, {"block": 3}):
+        with pytest.raises(UserError, match=r"\(block, stride\) \(3, 8\) is stored"):
+            unpack(data, frame=FRAME, **other)
+    with pytest.raises(ValueError, match="fp16 cannot; leave block 3 out of blocks"):
+        pack(whole * 1e6, FRAME, stamp=STAMP, dtype=dtype, block=3, stride=8)
+    assert numbers(FRAME, [Tap(5, 8)]) == 256 * 3 * 4 + 5 * 6 * 8
 
 
 def test_mismatches_are_refused_with_both_names():

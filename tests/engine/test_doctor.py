@@ -51,10 +51,15 @@ def starting(data: Path | str, out: Path, *words: str) -> Plan:
     return plan(recipe, settings.load(recipe.Config, [], overrides), anywhere=True)
 
 
-def distilled(data: Path, out: Path, teacher: Path | str, *words: str) -> Plan:
-    """The plan of a toy distillation, its words those of toy_run that it shares."""
+def toy_distillation(data: Path, out: Path, teacher: Path | str, *words: str) -> list[str]:
+    """Its words, those of toy_run that it shares among them."""
     shared = [word for word in toy_run(data, out) if not word.startswith(("recipe", "model", "prompts"))]
-    overrides = ["recipe=distill_lightening", *shared, f"teacher={teacher}", SMALL, *words]
+    return ["recipe=distill_lightening", *shared, f"teacher={teacher}", SMALL, *words]
+
+
+def distilled(data: Path, out: Path, teacher: Path | str, *words: str) -> Plan:
+    """The plan of a toy distillation."""
+    overrides = toy_distillation(data, out, teacher, *words)
     recipe = chosen([], overrides)
     return plan(recipe, settings.load(recipe.Config, [], overrides), anywhere=True)
 
@@ -220,25 +225,38 @@ def test_shared_memory_that_is_too_small(
 
 
 def test_stored_embeddings_are_the_teachers_own(
-    data: Path, tmp_path: Path, tiny_teacher: Path, tiny_sam: torch.nn.Module
+    data: Path, tmp_path: Path, tiny_teacher: Path, tiny_sam: torch.nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint.save(tiny_sam, tmp_path / "other.pt")  # type: ignore[arg-type]
     copied(data, tmp_path / "data")
-    start = distilled(tmp_path / "data", tmp_path, tiny_teacher)
+    start = distilled(tmp_path / "data", tmp_path, tiny_teacher, "place.workers=1")
     said = model.model(start)
     assert said.startswith("lightening, ") and f"taught by {tiny_teacher} (sam_vit_t)" in said
     assert re.match(
-        r"none are used; all, in fp16, would be 9\.83e-05 GB at most, and .* GB free", room.embeddings(start)
+        r"none are used; all, with blocks \[4\], in fp16, would be 0\.000123 GB at most, and .* GB free",
+        room.embeddings(start),
     )
-    prep(embed.Config(inputs=str(tmp_path / "data"), teacher=str(tmp_path / "other.pt"), image_size=64))
+    without = room.shared_memory(start)
+    other = {"inputs": str(tmp_path / "data"), "teacher": str(tmp_path / "other.pt"), "image_size": 64}
+    prep(embed.Config(**other, blocks=[2]))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="stored embeddings come from teacher"):
         start = distilled(tmp_path / "data", tmp_path, tiny_teacher, "data.embeddings=auto")
         model.model(start)
         room.embeddings(start)
-    start = distilled(tmp_path / "data", tmp_path, tmp_path / "other.pt", "data.embeddings=auto")
+    auto = "data.embeddings=auto"
+    start = distilled(tmp_path / "data", tmp_path, tmp_path / "other.pt", auto, "place.workers=1")
     model.model(start)
     assert re.match(r"auto: of teacher \w{12} at 64 px .*, for every shard", room.embeddings(start))
-    lost = embeddings.path_for(sorted((tmp_path / "data").glob("*.tar"))[1])
+    held = start.where["devices"] * start.config.place.workers * 2 * start.division.per_device
+    more = held * 16 * (4 * 256 + 2 * 48) / 1e9  # bytes of the embedding and of a block's features
+    assert float(room.shared_memory(start).split()[0]) == pytest.approx(float(without.split()[0]) + more, rel=0.02)
+    shard = sorted((tmp_path / "data").glob("*.tar"))[1]
+    embeddings.path_for(shard, block=2).unlink()
+    with pytest.raises(UserError, match=r"block 2 of the teacher, .* is not stored: .* \(1 of 3 shards\)"):
+        room.embeddings(start)
+    assert main(["train", *toy_distillation(tmp_path / "data", tmp_path, tmp_path / "other.pt", auto)]) == 2
+    assert "block 2 of the teacher, which this run compares, is not stored" in capsys.readouterr().err
+    lost = embeddings.path_for(shard)
     lost.unlink()
     with pytest.raises(UserError, match=rf"embeddings {lost} \(1 of 3 shards\) are missing"):
         reading.shards(distilled(tmp_path / "data", tmp_path, tiny_teacher, "data.embeddings=auto"))

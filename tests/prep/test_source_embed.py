@@ -1,7 +1,9 @@
 """Source embed: what is stored is what the teacher says, aligned with the shards; other teachers are refused."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from frisket.data.embeddings import StoredEmbeddings, folder_for
 from frisket.data.sa1b import decode
 from frisket.data.shards import IndexedShards, expand
 from frisket.errors import UserError
+from frisket.geometry import Frame, pad_square
+from frisket.models.sam import Sam
 from frisket.models.zoo import build
 from frisket.place import Place
 from frisket.prep import synthetic
@@ -54,6 +58,76 @@ def test_stored_equals_live(shards: Path, tiny_teacher: Path, dtype: str, tolera
         largest = live.abs().max()
         assert (found - live)[:, :rows, :cols].abs().max() <= tolerance * largest
         assert found[:, rows:].eq(0).all() and found[:, :, cols:].eq(0).all()
+
+
+def live(sam: Sam, raw: dict[str, Any], side: int, taps: list[int]) -> tuple[Frame, list[torch.Tensor]]:
+    """What the teacher says of a photograph as training shows it: embedding and features, channels first."""
+    sample = decode(raw, image_size=side, masks_per_image=1, rng=np.random.default_rng(0))
+    pixels = sam.preprocess(pad_square(sample.image, side)[None], torch.tensor([sample.frame.size]))
+    with torch.no_grad():
+        neck, features = sam.image_encoder.forward_features(pixels, taps)
+    return sample.frame, [neck[0], *(feature[0].movedim(-1, 0) for feature in features)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 1e-3), ("int8", 5e-3)])
+def test_features_of_blocks_are_stored_beside(
+    shards: Path, tiny_teacher: Path, dtype: str, tolerance: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    totals = prep(embed(shards, tiny_teacher, blocks=[2, 4], dtype=dtype))
+    assert totals == {"images": 7, "masks": 0, "rejected": 0, "shards": 9}  # of each shard an embedding and two blocks
+    images, sam = IndexedShards(expand(shards)), checkpoint.load(tiny_teacher)
+    taps = {block: sam.image_encoder.taps[block - 1] for block in (4, 2)}  # in the order asked
+    stored = StoredEmbeddings(images, None, stamp_for(sam, SIDE), taps)
+    for i in range(7):
+        frame, (neck, second, fourth) = live(sam, images[i], SIDE, [1, 3])
+        rows, cols = frame.valid_tokens()
+        for kept, said in zip((stored.fetch(i, frame), *stored.features(i, frame)), (neck, fourth, second)):
+            assert (kept - said)[:, :rows, :cols].abs().max() <= tolerance * said.abs().max()
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith(f"computed, for photographs of 3:2: the embedding and blocks [2, 4] as {dtype}: ")
+    size = 7 * 3 * 4 * (256 + 2 * 64) * (2 if dtype == "fp16" else 1)  # 3 of 4 rows hold photograph
+    flops = 2 * sam.image_encoder.macs(SIDE)
+    assert f"{size / 1e12:.3g} TB for these 7 images ({size / 7 * 1.12e5 / 1e12:.3g} for 1 % of SA-1B" in line
+    assert f"{flops / 1e9:,.0f} GFLOP an image, {7 * flops / (0.4 * 312e12) / 3600:.3g} GPU-hours an epoch" in line
+
+
+def test_a_folder_is_of_one_choice_of_blocks(shards: Path, tiny_teacher: Path) -> None:
+    """And the features of a unit are begun anew with it."""
+    for blocks in ([0], [5], [2, 2], [4, 2]):
+        with pytest.raises(UserError, match=r"blocks=\[.*\] must rise within 1\.\.4, the blocks of teacher="):
+            prep(embed(shards, tiny_teacher, blocks=blocks))
+    prep(embed(shards, tiny_teacher, blocks=[2]))
+    with pytest.raises(UserError, match=r"was prepared with blocks=\[2\], now it is \[\]: choose another out="):
+        prep(embed(shards, tiny_teacher))
+    tars = sorted(folder_for(next(shards.glob("*.tar"))).glob("*.block2.emb.tar"))
+    before = {tar: tar.read_bytes() for tar in tars}
+    tars[0].unlink()
+    tars[1].write_bytes(b"broken")
+    prep(embed(shards, tiny_teacher, blocks=[2]))
+    assert len(tars) == 3 and before == {tar: tar.read_bytes() for tar in tars}
+
+
+def test_half_precision_is_used_where_it_is_nearer_than_int8s_rounding(shards: Path, tiny_teacher: Path) -> None:
+    """Of small models fp16 is, by far, and bf16, with three bits less, is not: refused."""
+    out = folder_for(next(shards.glob("*.tar")))
+    bf16 = embed(shards, tiny_teacher, blocks=[4], place=Place(accelerator="cpu", precision="bf16-mixed"))
+    with pytest.raises(UserError, match=r"in bf16-mixed the embedding is 1\.\d times as far .*: set place\.precision="):
+        prep(bf16)
+    assert not list(out.glob("*.tar"))
+    shutil.rmtree(out)
+    prep(embed(shards, tiny_teacher, blocks=[4], place=Place(accelerator="cpu", precision="16-mixed")))
+    images, sam = IndexedShards(expand(shards)), checkpoint.load(tiny_teacher)
+    stored = StoredEmbeddings(images, None, None, {4: sam.image_encoder.taps[3]})
+    errors = torch.zeros(2, 2)
+    for i in range(len(images)):
+        frame, said = live(sam, images[i], SIDE, [3])
+        rows, cols = frame.valid_tokens()
+        for n, (kept, exact) in enumerate(zip((stored.fetch(i, frame), *stored.features(i, frame)), said)):
+            exact = exact[:, :rows, :cols]
+            step = exact.abs().amax((1, 2), keepdim=True) / 127
+            rounded = (exact / step).round() * step
+            errors[n] += torch.stack([(x - exact).square().sum() for x in (kept[:, :rows, :cols], rounded)])
+    assert (errors[:, 0] > 0).all() and (errors[:, 0].sqrt() < 0.5 * errors[:, 1].sqrt()).all()
 
 
 def test_finished_shards_are_skipped_and_tasks_share_them(

@@ -40,7 +40,7 @@ def fit(tmp_path: Path) -> Callable[..., tuple[list[float], L.Trainer]]:
         curve = Curve()
         trainer = trainer_of(tmp_path, steps, curve, validate=validate)
         data = ShardData(recipe.config.data)
-        data.targets = recipe.targets()
+        data.stamp, data.taps, data.targets = recipe.stamp(), recipe.taps(), recipe.targets()
         trainer.fit(recipe, datamodule=data)
         assert trainer.global_step == steps
         return curve.losses, trainer

@@ -14,6 +14,8 @@ from frisket import checkpoint, plugins
 from frisket.data.module import ShardData
 from frisket.errors import UserError
 from frisket.losses import feature_loss
+from frisket.prep import embed
+from frisket.prep.run import prep
 from frisket.recipes.base import ModelSpec
 from frisket.recipes.distill_lightening import Config, DistillConfig, Module, focus_pairs, layer_weights
 from frisket.sample import valid_tokens
@@ -241,6 +243,35 @@ def test_stored_embeddings_replace_the_teacher(recipe) -> None:
             valid=valid_tokens(batch, 4),
         )
     assert stored.item() == pytest.approx(live.item(), rel=1e-5) == pytest.approx(other.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 1e-3), ("int8", 1e-2)])
+def test_a_cascade_runs_without_the_teacher_where_all_it_compares_is_stored(
+    recipe, fit: Fit, tiny_shards: Path, tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    """The same losses as under the live teacher, within the storage's rounding, and no call of its encoder."""
+    live, _ = fit(recipe(stage_steps=2), 6)
+    module = recipe(stage_steps=2)
+    stored = {"inputs": str(tiny_shards / "train"), "teacher": module.config.teacher, "image_size": 64}
+    prep(embed.Config(**stored, out=str(tmp_path / "both"), blocks=[2, 4], dtype=dtype))  # type: ignore[arg-type]
+    module.config.data.embeddings = str(tmp_path / "both")
+    calls: list[object] = []
+    encoder = module.teacher.image_encoder
+    encoder.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+    losses, _ = fit(module, 6)
+    assert losses == pytest.approx(live, rel=tolerance) and losses != live
+    assert calls == [] and not module.asks_encoder()
+    assert module.model_flops_per_image() == 6 * module.sam.image_encoder.macs(64)
+
+    prep(embed.Config(**stored, out=str(tmp_path / "some"), blocks=[4]))
+    module.config.data.embeddings = str(tmp_path / "some")
+    with pytest.raises(
+        UserError, match=r"block 2 of the teacher, .* is not stored: .*\(2 of 2 shards\); .*blocks=\[2, 4\]"
+    ):
+        fit(module, 6)
+    shallow = recipe(stage_steps=2, student_blocks=[1, 2], teacher_blocks=[4, 4])  # one block teaches two
+    shallow.config.data.embeddings = str(tmp_path / "some")
+    fit(shallow, 1)
 
 
 def test_loss_falls_and_repeats_the_golden_curve(recipe, fit: Fit) -> None:

@@ -1,17 +1,20 @@
-"""Teacher embeddings kept beside the shards: `<shard stem>.emb.tar` in a sibling folder, aligned with it by key.
+"""Teacher embeddings kept beside the shards: `<shard stem>.emb.tar` in a sibling folder, aligned with it by key; and
+features of chosen blocks, a tar each of the same kind: `<shard stem>.block11.emb.tar` (blocks are counted from 1).
 
 Use     with TarOut(path_for(shard)) as out: out.write({"__key__": key, "emb": pack(x, frame, stamp=stamp)})
-        stored = StoredEmbeddings(IndexedShards(tars), folder=None, expect=stamp); stored.fetch(17, frame)
+        stored = StoredEmbeddings(IndexedShards(tars), folder=None, expect=stamp, taps={11: Tap(1280)})
+        stored.fetch(17, frame), stored.features(17, frame)
 Format  one record: b"FEMB", uint32 length, JSON header {version, dtype, shape, teacher, preprocessing, image_size,
-        crc}, payload. Only tokens that hold photograph are kept (a 3:2 image: 43 of 64 rows); fp16, or int8 with one
-        float32 scale per channel in front. ViT-H at 1024: 1.4 MB or 0.7 MB per image. Our choice; EdgeSAM's
-        store, which keeps the padding, is 2 MiB.
+        crc}, of a block also {block, stride}, payload. Only tokens that hold photograph are kept (a 3:2 image: 43 of 64
+        rows); fp16, or int8 with one float32 scale per channel in front. ViT-H at 1024: 1.4 MB or 0.7 MB per image, and
+        7.0 MB or 3.5 MB each block. Our choice; EdgeSAM's store, which keeps the padding, is 2 MiB.
 """
 
 import json
+import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,10 +26,12 @@ from torch import Tensor
 from frisket.data.shards import IndexedShards
 from frisket.errors import UserError
 from frisket.geometry import Frame
+from frisket.models.encoder import Tap
 
 MAGIC = b"FEMB"
 VERSION = 1
 PATCH = 16
+NECK = Tap(256)
 # Names what happens between the JPEG and the teacher; change it whenever that changes.
 PREPROCESSING = "longest side, antialiased bilinear, SAM mean and std, zero padding; v1"
 
@@ -49,33 +54,53 @@ def folder_for(shard: Path) -> Path:
     return parent.with_name(f"{parent.name}-embeddings")
 
 
-def path_for(shard: Path, folder: Path | None = None) -> Path:
-    """The embedding tar of a shard: `<folder>/<shard stem>.emb.tar`."""
-    return (folder or folder_for(shard)) / f"{Path(shard).stem}.emb.tar"
+def path_for(shard: Path, folder: Path | None = None, block: int = 0) -> Path:
+    """The embedding tar of a shard, `<folder>/<shard stem>.emb.tar`, or that of a block's features."""
+    layer = f".block{block}" if block else ""
+    return (folder or folder_for(shard)) / f"{Path(shard).stem}{layer}.emb.tar"
 
 
-def pack(embedding: Tensor, frame: Frame, *, stamp: Stamp, dtype: Literal["fp16", "int8"] = "fp16") -> bytes:
-    """Bytes of one image's embedding (C, S/16, S/16): valid tokens of `frame` only, in `dtype`.
+def numbers(frame: Frame, taps: Iterable[Tap]) -> int:
+    """How many numbers are stored of one photograph: its embedding and these taps' features."""
+    return sum(tap.width * math.prod(frame.valid_tokens(tap.stride)) for tap in (NECK, *taps))
 
-    Raises ValueError when the embedding's grid is not that of `stamp.image_size`, or holds a value fp16 cannot.
+
+def pack(
+    embedding: Tensor,
+    frame: Frame,
+    *,
+    stamp: Stamp,
+    dtype: Literal["fp16", "int8"] = "fp16",
+    block: int = 0,
+    stride: int = PATCH,
+) -> bytes:
+    """Bytes of one image's embedding (C, S/16, S/16), or features (C, S/stride, S/stride) of a block: valid tokens of
+    `frame` only, in `dtype`.
+
+    Raises ValueError when the grid is not that of `stamp.image_size`, or holds a value fp16 cannot (an embedding in
+    int8 may; features come back as fp16).
     """
-    side = stamp.image_size // PATCH
+    side = stamp.image_size // stride
     if tuple(embedding.shape[1:]) != (side, side) or frame.side != stamp.image_size:
         raise ValueError(f"embedding {tuple(embedding.shape)} and frame {frame} do not fit {stamp}")
-    rows, cols = frame.valid_tokens(PATCH)
+    rows, cols = frame.valid_tokens(stride)
     valid = embedding[:, :rows, :cols].detach().float().cpu().numpy()
     if not np.isfinite(valid).all():
-        raise ValueError("the embedding holds values that are not finite; use another teacher")
+        raise ValueError(
+            "the embedding holds values that are not finite; use another teacher, or place.precision=32-true"
+        )
+    with np.errstate(over="ignore"):  # reported below, as an error
+        half = valid.astype(np.float16)
+    if (dtype == "fp16" or block) and not np.isfinite(half).all():
+        mend = f"leave block {block} out of blocks" if block else "try dtype=int8"
+        raise ValueError(f"the embedding holds values that fp16 cannot; {mend}")
     if dtype == "fp16":
-        with np.errstate(over="ignore"):  # reported below, as an error
-            half = valid.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise ValueError("the embedding holds values that fp16 cannot; try dtype=int8")
         payload = half.tobytes()
     else:
         scale = np.maximum(np.abs(valid).max(axis=(1, 2)), 1e-12).astype(np.float32) / 127
         payload = scale.tobytes() + np.rint(valid / scale[:, None, None]).astype(np.int8).tobytes()
     header = {"version": VERSION, "dtype": dtype, "shape": valid.shape, **asdict(stamp), "crc": zlib.crc32(payload)}
+    header |= {"block": block, "stride": stride} if block else {}
     text = json.dumps(header).encode()
     return MAGIC + struct.pack("<I", len(text)) + text + payload
 
@@ -106,22 +131,35 @@ def stamp_of(data: bytes, *, where: str) -> Stamp:
     return Stamp(header["teacher"], header["image_size"], header["preprocessing"])
 
 
-def unpack(data: bytes, *, frame: Frame | None = None, expect: Stamp | None = None, where: str = "embedding") -> Tensor:
-    """float32 (C, S/16, S/16), zeros in the padding.
+def unpack(
+    data: bytes,
+    *,
+    frame: Frame | None = None,
+    expect: Stamp | None = None,
+    where: str = "embedding",
+    block: int = 0,
+    stride: int = PATCH,
+) -> Tensor:
+    """float32 (C, S/16, S/16), of a block float16 (C, S/stride, S/stride); zeros in the padding.
 
-    Raises UserError when the record is damaged, was made for another `frame`, or its stamp is not `expect`.
+    Raises UserError when the record is damaged, was made for another `frame` or block, or its stamp is not `expect`.
     """
     header, payload = _header(data, where)
     check(Stamp(header["teacher"], header["image_size"], header["preprocessing"]), expect, where)
+    kept = header.get("block", 0), header.get("stride", PATCH)
+    if kept != (block, stride):
+        raise UserError(
+            f"{where}: (block, stride) {kept} is stored and {(block, stride)} is wanted; run `frisket prep` embed again"
+        )
     channels, rows, cols = header["shape"]
-    side = header["image_size"] // PATCH
-    if frame is not None and (frame.valid_tokens(PATCH) != (rows, cols) or frame.side != header["image_size"]):
-        wanted = f"{frame.valid_tokens(PATCH)} tokens at {frame.side} px"
+    side = header["image_size"] // stride
+    if frame is not None and (frame.valid_tokens(stride) != (rows, cols) or frame.side != header["image_size"]):
+        wanted = f"{frame.valid_tokens(stride)} tokens at {frame.side} px"
         made = f"({rows}, {cols}) tokens at {header['image_size']} px"
         raise UserError(f"{where}: the stored embedding has {made}, the image {wanted}; run `frisket prep` embed again")
     try:
         if header["dtype"] == "fp16":
-            valid = np.frombuffer(payload, np.float16).reshape(channels, rows, cols).astype(np.float32)
+            valid = np.frombuffer(payload, np.float16).reshape(channels, rows, cols).copy()
         else:
             scale = np.frombuffer(payload, np.float32, channels)
             whole = np.frombuffer(payload, np.int8, offset=4 * channels).reshape(channels, rows, cols)
@@ -132,7 +170,7 @@ def unpack(data: bytes, *, frame: Frame | None = None, expect: Stamp | None = No
         raise UserError(
             f"{where}: the stored embedding is damaged ({error}); run `frisket prep` embed again"
         ) from error
-    out = torch.zeros(channels, side, side)
+    out = torch.zeros(channels, side, side, dtype=torch.float16 if block else torch.float32)
     out[:, :rows, :cols] = torch.from_numpy(np.ascontiguousarray(valid))
     return out
 
@@ -149,36 +187,57 @@ def check(stamp: Stamp, expect: Stamp | None, where: str) -> None:
 class StoredEmbeddings:
     """The embeddings of an IndexedShards, by the same index. All shards must have theirs, with equal keys.
 
-    `folder` None looks in each shard's default folder. Raises UserError at once for a missing or misaligned shard and
-    for the first record's stamp; later records are checked as they are read.
+    `folder` None looks in each shard's default folder; taps {block: Tap}: blocks whose features are wanted, too. Raises
+    UserError at once for a missing or misaligned shard and for the first record's stamp; later records are checked as
+    they are read.
     """
 
-    def __init__(self, images: IndexedShards, folder: Path | None, expect: Stamp | None) -> None:
-        tars = [path_for(index.tar, folder) for index in images.indexes]
+    def __init__(
+        self, images: IndexedShards, folder: Path | None, expect: Stamp | None, taps: Mapping[int, Tap] | None = None
+    ) -> None:
+        self.expect, self.taps = expect, taps or {}
+        self.records = {block: self._opened(images, folder, block) for block in (0, *self.taps)}
+
+    def _opened(self, images: IndexedShards, folder: Path | None, block: int) -> IndexedShards:
+        tars = [path_for(index.tar, folder, block) for index in images.indexes]
         missing = [tar for tar in tars if not tar.is_file()]
         if missing:
+            some = f"{missing[0]} ({len(missing)} of {len(tars)} shards)"
+            if block:
+                raise UserError(
+                    f"block {block} of the teacher, which this run compares, is not stored: {some}; run `frisket prep` "
+                    f"embed with blocks={list(self.taps)} into another out=, or set data.embeddings=null to run the "
+                    "teacher"
+                )
             raise UserError(
-                f"embeddings {missing[0]} ({len(missing)} of {len(tars)} shards) are missing; "
+                f"embeddings {some} are missing; "
                 "finish `frisket prep` embed, or set data.embeddings=null to compute them live"
             )
-        self.records = IndexedShards(tars, exts=("emb",))
-        for pictures, made in zip(images.indexes, self.records.indexes, strict=True):
+        records = IndexedShards(tars, exts=("emb",))
+        for pictures, made in zip(images.indexes, records.indexes, strict=True):
             if not np.array_equal(pictures.keys, made.keys):
                 raise UserError(
                     f"embeddings {made.tar} hold other samples than {pictures.tar}; run `frisket prep` embed"
                 )
-        self.expect = expect
-        if len(self.records):
-            first = self.records[0]
+        if len(records):
+            first = records[0]
             stamp = stamp_of(first["emb"], where=first["__shard__"])
-            check(stamp, expect, first["__shard__"])
-            self.expect = expect or stamp  # without an expectation, one run must at least not mix two teachers
+            check(stamp, self.expect, first["__shard__"])
+            self.expect = self.expect or stamp  # without an expectation, one run must at least not mix two teachers
+        return records
 
     def fetch(self, i: int, frame: Frame) -> Tensor:
         """float32 (C, S/16, S/16) of sample i. Raises UserError as `unpack` does."""
-        raw = self.records[i]
+        return self._read(i, frame, 0, PATCH)
+
+    def features(self, i: int, frame: Frame) -> tuple[Tensor, ...]:
+        """float16 (width, S/stride, S/stride) of sample i at each of `taps`, in order. Raises UserError likewise."""
+        return tuple(self._read(i, frame, block, tap.stride) for block, tap in self.taps.items())
+
+    def _read(self, i: int, frame: Frame, block: int, stride: int) -> Tensor:
+        raw = self.records[block][i]
         where = f"shard {raw['__shard__']}, sample {raw['__key__']}"
-        return unpack(raw["emb"], frame=frame, expect=self.expect, where=where)
+        return unpack(raw["emb"], frame=frame, expect=self.expect, where=where, block=block, stride=stride)
 
 
 def available(shards: Sequence[Path | str], folder: Path | None = None) -> bool:

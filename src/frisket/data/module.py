@@ -9,7 +9,7 @@ Source  our choice.
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from frisket.data.shards import IndexedShards, expand, is_remote
 from frisket.data.stream import Stream, StreamLoader
 from frisket.errors import UserError, warn
 from frisket.geometry import pad_square
+from frisket.models.encoder import Tap
 from frisket.sample import Batch, Sample
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def collate(samples: list[Sample]) -> Batch:
         image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
         frames=[sample.frame for sample in samples],
         sizes=torch.tensor([sample.frame.size for sample in samples]),
+        features=tuple(map(torch.stack, zip(*(sample.features for sample in samples), strict=True))),
         **stacked,
     )
 
@@ -146,6 +148,7 @@ class Decoded(Dataset):
         sample = self.decode(self.shards[index], rng=rng)
         if self.embeddings is not None:
             sample.embedding = self.embeddings.fetch(index, sample.frame)
+            sample.features = self.embeddings.features(index, sample.frame)
         return sample
 
 
@@ -157,8 +160,9 @@ class ShardData(L.LightningDataModule):
 
     per_device: images a device takes at once (None: its whole share of the global batch); the global batch over the
     ranks' batches is how many are accumulated. workers: processes that read, per device. Until the loaders are made
-    two things may be set: stamp, the teacher that stored embeddings must come from (None: any one), and targets,
-    frisket.proposals.targets, for what trains an AutoPPN. Rank and world come from the attached trainer. Raises
+    three things may be set: stamp, the teacher that stored embeddings must come from (None: any one), taps, {block:
+    Tap} of the features that must be stored with them, and targets, frisket.proposals.targets, for what trains an
+    AutoPPN. Rank and world come from the attached trainer. Raises
     UserError for missing shards, settings that contradict each other, and, while iterating, for a sample that cannot
     be used (naming shard and key).
     """
@@ -175,6 +179,7 @@ class ShardData(L.LightningDataModule):
         super().__init__()
         self.config, self.workers, self.seed = config, workers, seed
         self.per_device, self.stamp = per_device, stamp
+        self.taps: Mapping[int, Tap] = {}
         self.targets: Callable[..., Any] | None = None
 
     @functools.cached_property
@@ -250,7 +255,7 @@ class ShardData(L.LightningDataModule):
         stored = None
         if self.has_embeddings:
             folder = None if c.embeddings == "auto" else Path(str(c.embeddings))
-            stored = StoredEmbeddings(self.train_shards, folder, self.stamp)
+            stored = StoredEmbeddings(self.train_shards, folder, self.stamp, self.taps)
         dataset = Decoded(self.train_shards, self.decode(), seed=self.seed, skip=skip, embeddings=stored)
         sampler = ElasticSampler(
             self.train_shards.counts.tolist(),

@@ -111,7 +111,7 @@ def _train(recipe_file: ModuleType, config: RecipeConfig, folder: RunDir) -> int
     recipe.check_resume(folder.path)
     if config.place.compile:
         compiled(recipe, on_cpu=where["accelerator"] == "cpu")
-    data.stamp, data.targets = recipe.stamp(), recipe.targets()
+    data.stamp, data.taps, data.targets = recipe.stamp(), recipe.taps(), recipe.targets()
     _remember(config, folder)
     average = Average(config.regularize.ema) if config.regularize.ema else None
     keep, preempt = KeepLast(folder, config.trainer.checkpoint_every, config.trainer.keep_last), Preempt(folder)

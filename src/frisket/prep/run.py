@@ -40,8 +40,9 @@ from frisket.prep.records import SOURCES, PhotoConfig, PrepConfig, Record, Rejec
 # Where and how fast, not what: these may differ between two runs into one folder.
 NOT_SETTINGS = {"inputs", "tars", "only", "out", "task", "strict", "verify", "batch", "place", "plugins"}
 
-# What belongs to one unit: `<output>-000000.tar`, `<output>.emb.tar` and `<note>.json`, with sidecars and temporaries.
-PRODUCT = re.compile(r"\.?(.+?)(?:-\d{6}\.tar|\.emb\.tar|\.json)(?:\..+)?")
+# What belongs to one unit: `<output>-000000.tar`, `<output>.emb.tar`, `<output>.block11.emb.tar` and `<note>.json`,
+# with sidecars and temporaries.
+PRODUCT = re.compile(r"\.?(.+?)(?:-\d{6}\.tar|(?:\.block\d+)?\.emb\.tar|\.json)(?:\..+)?")
 COMMON = re.compile(r"\.(?:index\.json|rejected\.jsonl|settings\.json)\.\d+\.tmp")
 
 Note = dict[str, Any]

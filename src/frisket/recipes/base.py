@@ -26,7 +26,7 @@ from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU, Mean
 from frisket.fidelity import CURVES, PROMPTS, asked, compare, curves
 from frisket.models import zoo
-from frisket.models.encoder import layer_rates, undecayed
+from frisket.models.encoder import Tap, layer_rates, undecayed
 from frisket.models.recompute import recompute
 from frisket.models.sam import Sam
 from frisket.optim import OptimConfig, adamw
@@ -171,6 +171,10 @@ class Recipe(L.LightningModule):
     def stamp(self) -> Stamp | None:
         """Which stored teacher embeddings this recipe accepts; None when it uses none."""
         return None
+
+    def taps(self) -> dict[int, Tap]:
+        """{block: Tap} of the teacher's features that must be stored where its embeddings are, so that it rests."""
+        return {}
 
     def targets(self) -> Callable[..., Any] | None:
         """What makes the loader's targets for an AutoPPN (frisket.proposals.targets); None: no such thing."""

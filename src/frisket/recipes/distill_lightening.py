@@ -8,12 +8,13 @@ with K focus pairs of blocks (s_k of the student, t_k of the teacher), shallow t
 was not readable; a_k, the layer map, LN0, the mean and d_k = k / K are our choice, each a switch.
 Ablations: `distill.schedule=neck` (MobileSAM's plain embedding distillation), `distill.schedule=constant`.
 
-The teacher is held outside the training (recipes/taught.py). Stored embeddings (`data.embeddings`) replace its neck;
-with `schedule=neck` its encoder then never runs. The projections P_k live in the training checkpoint (resume is exact)
-and are dropped from model.pt; so does the number of steps first planned, which the schedule counts in: raising
-`trainer.max_steps` later does not move a cascade backwards. What has no weight yet takes no optimizer step, so that
-Adam begins there when it joins (DeepSpeed steps all it holds). Prompt encoder and decoder are the teacher's, frozen:
-the encoder is distilled with the decoder out of the loop ("decoupled"); `finetune_decoder` aligns it later.
+The teacher is held outside the training (recipes/taught.py). Stored embeddings (`data.embeddings`) replace it: its neck
+and, with `blocks` of `prep embed`, the features of t_k; its encoder then runs in validation only. The projections P_k
+live in the training checkpoint (resume is exact) and are dropped from model.pt; so does the number of steps first
+planned, which the schedule counts in: raising `trainer.max_steps` later does not move a cascade backwards. What has no
+weight yet takes no optimizer step, so that Adam begins there when it joins (DeepSpeed steps all it holds). Prompt
+encoder and decoder are the teacher's, frozen: the encoder is distilled with the decoder out of the loop ("decoupled");
+`finetune_decoder` aligns it later.
 """
 
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from frisket.errors import UserError
 from frisket.losses import feature_loss, normalize_feature
+from frisket.models.encoder import Tap
 from frisket.models.sam import Sam
 from frisket.recipes.base import ModelSpec
 from frisket.recipes.taught import Taught, TaughtConfig
@@ -152,8 +154,8 @@ class Module(Taught):
             said = f"a layer joins every {stage:.0f} steps, the neck is whole from step {whole:.0f}"
             print(f"cascade, in the {self.planned} steps first planned{kept}: {said}", flush=True)
 
-    def asks_encoder(self) -> bool:
-        return bool(self.pairs) or super().asks_encoder()  # its inner features are not stored
+    def taps(self) -> dict[int, Tap]:
+        return {block: self.teacher.image_encoder.taps[block - 1] for _, block in self.pairs}
 
     def weights(self) -> tuple[list[float], float]:
         """`layer_weights` of this step."""
@@ -197,8 +199,8 @@ class Module(Taught):
 
     @torch.no_grad()
     def teach(self, images: Tensor, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The teacher's neck (B, 256, h, w), stored if the batch brings it, and its focus features (B, h, w, D)."""
-        if batch.embedding is not None and not self.pairs:
-            return batch.embedding, []
-        neck, features = self.teacher.image_encoder.forward_features(images, [t - 1 for _, t in self.pairs])
-        return neck if batch.embedding is None else batch.embedding, features
+        """The teacher's neck (B, 256, h, w) and its focus features (B, h, w, D), stored if the batch brings them."""
+        if batch.embedding is None:
+            return self.teacher.image_encoder.forward_features(images, [t - 1 for _, t in self.pairs])
+        stored = dict(zip(self.taps(), batch.features, strict=True))
+        return batch.embedding, [stored[block].movedim(1, -1).float() for _, block in self.pairs]

@@ -36,7 +36,8 @@ def model(plan: Plan) -> str:
         fits(resume, config.place.strategy, plan.world)
     recipe = plan.module(config, resume)
     recipe.check_resume(plan.run.path)
-    plan.recipe, plan.data.stamp, plan.data.targets = recipe, recipe.stamp(), recipe.targets()
+    plan.recipe, plan.data.stamp = recipe, recipe.stamp()
+    plan.data.taps, plan.data.targets = recipe.taps(), recipe.targets()
     taught = [f"taught by {getattr(config, 'teacher', 'its float model')} ({sam.name})" for sam in teachers(recipe)]
     trained = sum(weight.numel() for weight in recipe.parameters() if weight.requires_grad)
     start = f"going on from {resume.path}, step {resume.step}" if resume else "from the start"

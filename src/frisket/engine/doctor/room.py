@@ -5,15 +5,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from frisket.data.embeddings import PATCH, folder_for
+from frisket.data.embeddings import NECK, PATCH, folder_for, numbers
 from frisket.engine.doctor.plan import Plan
 from frisket.errors import UserError
 from frisket.files import standing, writable
+from frisket.geometry import Frame
 
 SHM = Path("/dev/shm")
 KEPT = 4  # checkpoints: docs/resume.md
 ALL_MASKS = 100  # of a photograph of SA-1B, where masks_per_image=0 takes them all
-CHANNELS = 256
 GB = 1e9
 
 
@@ -61,8 +61,10 @@ def embeddings(plan: Plan) -> str:
     if data.streaming or not hasattr(plan.config, "teacher"):
         return "none are used"
     at = standing(folder_for(Path(data.train_tars[0])))
-    size, free = len(data.train_shards) * 2 * CHANNELS * (c.image_size // PATCH) ** 2, shutil.disk_usage(at).free
-    return f"none are used; all, in fp16, would be {size / GB:.3g} GB at most, and {at} has {free / GB:.3g} GB free"
+    square = Frame.fit((c.image_size, c.image_size), c.image_size)
+    size, free = len(data.train_shards) * 2 * numbers(square, data.taps.values()), shutil.disk_usage(at).free
+    what = f"all, with blocks {list(data.taps)}," if data.taps else "all,"
+    return f"none are used; {what} in fp16, would be {size / GB:.3g} GB at most, and {at} has {free / GB:.3g} GB free"
 
 
 def shared_memory(plan: Plan) -> str:
@@ -71,7 +73,9 @@ def shared_memory(plan: Plan) -> str:
     if not workers or not SHM.is_dir():
         return "not needed: no loader workers" if not workers else f"not checked: there is no {SHM}"
     grid = (c.image_size // 4) ** 2 * (c.masks_per_image or ALL_MASKS)
-    embedding = 4 * CHANNELS * (c.image_size // PATCH) ** 2 if plan.data.has_embeddings else 0
+    neck = 4 * NECK.width * (c.image_size // PATCH) ** 2
+    layers = sum(2 * tap.width * (c.image_size // tap.stride) ** 2 for tap in plan.data.taps.values())
+    embedding = neck + layers if plan.data.has_embeddings else 0
     batch = plan.division.per_device * (3 * c.image_size**2 + grid + embedding)
     needed, free = plan.where["devices"] * workers * 2 * batch, shutil.disk_usage(SHM).free
     if needed > free:
