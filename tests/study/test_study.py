@@ -16,7 +16,7 @@ from tinystudy import write
 from frisket import config
 from frisket.cli.main import main
 from frisket.study.collect import MEASURES, finish
-from frisket.study.plan import StudyConfig, plan
+from frisket.study.plan import StudyConfig, merged, plan
 from frisket.study.run import check, remember
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
@@ -168,10 +168,17 @@ def test_every_shipped_study_is_laid_out_and_its_settings_load(
     assert len(laid.cells()) == len(laid.arms) * len(study.seeds) >= 3
 
 
-def test_studies_that_share_data_and_teacher_make_them_alike() -> None:
+def test_studies_that_share_data_and_models_make_them_alike() -> None:
     """So that a copy of one study's folders serves another, as their headers say."""
-    lightening, tinysam = (config.read(STUDIES / f"{name}.yaml")["prepare"] for name in ("lightening", "tinysam"))
-    assert lightening == tinysam and set(tinysam) == {"train", "val", "teacher"}
+    lightening, tinysam, hosts = (
+        config.read(STUDIES / f"{name}.yaml") for name in ("lightening", "tinysam", "autoppn_hosts")
+    )
+    assert lightening["prepare"] == tinysam["prepare"] and set(tinysam["prepare"]) == {"train", "val", "teacher"}
+    students = {
+        "lightening": merged(lightening["recipes"]["distill_lightening"], lightening["arms"]["cascade"]),
+        "tinysam": merged(tinysam["recipes"]["distill_tiny"], tinysam["arms"]["full"]),
+    }
+    assert hosts["prepare"] == {**lightening["prepare"], **students}
 
 
 def test_of_nothing_finished_the_table_says_so(tiny: list[str], tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
     finish(plan, cells)          # OUT/study.json, OUT/study.md, OUT/report.html; prints the table
 
 study.json  {"arms": {arm: {measure: {"mean", "std", "values"}}},
-             "pairs": {"a-b": {measure: {"difference", "low", "high"}}}}; a pair's b is the arm compared with
+             "pairs": {"a-b": {measure: {"difference", "low", "high"}}}}; a pair's b is the arm compared with,
+             or of one arm arm/a-arm/b: another of `everything` and the first
 Measures    box, click1: the student's mean IoU; neck_error; agreement_box, agreement_click1: with the teacher;
             dependence: what 1-box IoU loses with another photograph's embedding (frisket.fidelity); <name>/ar1000 and
             <name>/miou of each of the study's `everything`: items are objects, each with its photograph's value
@@ -21,7 +22,7 @@ from frisket.errors import UserError
 from frisket.files import write_json, write_text
 from frisket.report.report import write as write_page
 from frisket.study.plan import EVERYTHING, FIDELITY, Plan, Step
-from frisket.study.statistics import Difference, difference, spread
+from frisket.study.statistics import difference, spread
 
 MEASURES = {
     "box": "1-box", "click1": "1-point", "neck_error": "neck error",
@@ -105,18 +106,24 @@ def summary(judged: dict[str, list[Judged]], against: str) -> dict[str, Any]:
     for arm in judged:
         if arm != against and against in judged:
             pairs[f"{arm}-{against}"] = {
-                name: {"difference": told.mean, "low": told.low, "high": told.high}
-                for name in arms[arm]
-                if name in arms[against]
-                for told in [compared(judged[arm], judged[against], name)]
+                name: compared(judged[arm], judged[against], name, name) for name in arms[arm] if name in arms[against]
             }
+    for arm, parts in judged.items():
+        ways = [name.removesuffix("/ar1000") for name in arms[arm] if name.endswith("/ar1000")]
+        for way in ways[1:]:
+            mine, first = (parts[0].owners[f"{name}/ar1000"] for name in (way, ways[0]))
+            if np.array_equal(mine, first):  # the same photographs
+                pairs[f"{arm}/{way}-{arm}/{ways[0]}"] = {
+                    name: compared(parts, parts, f"{way}/{name}", f"{ways[0]}/{name}") for name in EVERYTHING_MEASURES
+                }
     return {"arms": arms, "pairs": pairs}
 
 
-def compared(a: list[Judged], b: list[Judged], name: str) -> Difference:
-    """The paired difference of two arms in one measure."""
-    rows = [np.stack([part.values[name] for part in parts]) for parts in (a, b)]
-    return difference(rows[0], rows[1], a[0].owners[name])
+def compared(a: list[Judged], b: list[Judged], name: str, other: str) -> dict[str, float]:
+    """The paired difference of measure `name` of one arm and `other` of another, with the ends of its interval."""
+    rows = [np.stack([part.values[key] for part in parts]) for parts, key in ((a, name), (b, other))]
+    told = difference(rows[0], rows[1], a[0].owners[name])
+    return {"difference": told.mean, "low": told.low, "high": told.high}
 
 
 def table(result: dict[str, Any], against: str) -> str:
@@ -127,11 +134,19 @@ def table(result: dict[str, Any], against: str) -> str:
     lines = [_line(head), _line(["---"] * len(head))]
     for arm, values in result["arms"].items():
         lines.append(_line([arm, *(_mean(name, values.get(name)) for name in names)]))
-    if result["pairs"]:
+    arms, ways = ({k: v for k, v in result["pairs"].items() if ("/" in k) == way} for way in (False, True))
+    if arms:
         lines += ["", f"Difference from `{against}`, with its 95 % interval:", "", *lines[:2]]
-        for pair, values in result["pairs"].items():
+        for pair, values in arms.items():
             arm = pair.removesuffix(f"-{against}")
             lines.append(_line([arm, *(_told(name, values.get(name)) for name in names)]))
+    if ways:
+        lines += ["", "Ways to segment everything, of one model:", "", _line(["pair", *EVERYTHING_MEASURES.values()])]
+        lines.append(_line(["---"] * (len(EVERYTHING_MEASURES) + 1)))
+        lines += [
+            _line([k.replace("-", " - "), *(_told(name, v[name]) for name in EVERYTHING_MEASURES)])
+            for k, v in ways.items()
+        ]
     return "\n".join(lines) + "\n"
 
 
