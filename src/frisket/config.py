@@ -38,6 +38,7 @@ from frisket.errors import UserError, nearest
 T = TypeVar("T")
 
 SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to configs/
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 SPOKEN = {False: ("off", "no"), True: ("on", "yes", "auto")}  # YAML reads a bare off as false
 
 
@@ -235,7 +236,7 @@ def _merge(schema: type, merged: Any, part: DictConfig, source: str) -> Any:
     except ConfigKeyError as error:
         raise UserError(f"{source}: {_unknown(schema, error)}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {_empty(part, error) or _line(error) + _key(error)}") from error
+        raise UserError(f"{source}: {_empty(part, error) or _kind(merged, part, error)}") from error
     except (UserError, OverflowError) as error:  # a whole number too large to be a float
         raise UserError(f"{source}: {error}") from error
 
@@ -254,15 +255,16 @@ def _renamed(schema: type, key: str) -> str:
 def _fit(mine: Any, part: DictConfig, prefix: str) -> None:
     """Bring `part` into the schema's types where its meaning is plain, in place: a single word where a list is wanted
     (checkpoint=runs/a), YAML's false for the word off. Raises UserError for a word that is none of a Literal's choices,
-    for a mapping where a list is wanted or the other way round, and for a list of lists where words are wanted."""
+    for a mapping where a list is wanted, anything else where keys are, and a list of lists where words are wanted."""
     for key in part:
         node = mine._get_node(key) if isinstance(mine, DictConfig) and key in mine else None
         given, name = part._get_node(key), f"{prefix}{key}"
         if isinstance(node, DictConfig) and isinstance(given, DictConfig):
             _fit(node, given, f"{name}.")
-        elif isinstance(node, Container) and isinstance(given, Container) and DictConfig in (type(node), type(given)):
-            wanted = "keys, as in {a: 1}" if isinstance(node, DictConfig) else "a list, as in [a, b]"
-            raise UserError(f"{name}={OmegaConf.to_container(given)} must be {wanted}")
+        elif isinstance(node, DictConfig) and not (given._is_none() or given._is_interpolation()):
+            raise UserError(f"{name}={_plain(given)} must be keys, as in {{a: 1}}")
+        elif isinstance(node, Container) and isinstance(given, DictConfig):
+            raise UserError(f"{name}={_plain(given)} must be a list, as in [a, b]")
         if not isinstance(node, ListConfig):
             _choose(node._metadata.ref_type if node is not None else None, part, key, name)
             continue
@@ -281,7 +283,7 @@ def _choose(kind: Any, part: Any, key: Any, name: str) -> None:
     node = part._get_node(key)
     if get_origin(kind) is not Literal or node._is_interpolation() or node._is_none():
         return
-    choices, value = get_args(kind), node._value() if isinstance(node, ValueNode) else OmegaConf.to_container(node)
+    choices, value = get_args(kind), _plain(node)
     meant = SPOKEN[value] if isinstance(value, bool) else (str(value),)
     chosen = next((choice for word in meant for choice in choices if str(choice) == word), None)
     if chosen is None:
@@ -322,6 +324,22 @@ def _empty(part: DictConfig, error: OmegaConfBaseException) -> str:
     if not full or OmegaConf.select(part, full, default="") is not None:
         return ""
     return f"{full} is empty: give a value, or leave it out for the default"
+
+
+def _kind(merged: Any, part: DictConfig, error: OmegaConfBaseException) -> str:
+    """The sentence for a value that is not of its field's kind."""
+    full = getattr(error, "full_key", None) or ""
+    field, inner, _ = full.partition("[")  # of a list's item
+    above, _, key = field.rpartition(".")
+    node = OmegaConf.select(merged, above)._get_node(key) if key else None
+    wanted = (
+        KINDS.get(getattr(node._metadata, "element_type" if inner else "ref_type", None)) if node is not None else None
+    )
+    return f"{full}={OmegaConf.select(part, full)} must be {wanted}" if wanted else _line(error) + _key(error)
+
+
+def _plain(node: Any) -> Any:
+    return node._value() if isinstance(node, ValueNode) else OmegaConf.to_container(node)
 
 
 def keys(schema: type, parent: str = "") -> list[str]:
