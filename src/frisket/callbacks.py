@@ -11,6 +11,8 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +168,11 @@ class Gallery(L.Callback):
     """Every `every` steps draw the same validation images: image, then the recipe's columns, with IoU against truth.
 
     Rank 0 alone draws, with the recipe's own modules (no collective), into the gallery of run folder `run` and to W&B.
+    `shown`: within it the module holds the weights that validation judges, where these are not the trained ones.
     """
 
-    def __init__(self, run: Path, every: int, images: int) -> None:
-        self.files, self.every, self.images = RunFiles(run), every, images
+    def __init__(self, run: Path, every: int, images: int, shown: Callable[[Any], Any] = nullcontext) -> None:
+        self.files, self.every, self.images, self.shown = RunFiles(run), every, images, shown
         self._batches: list[Batch] | None = None
         self._drawn = -1
 
@@ -183,7 +186,7 @@ class Gallery(L.Callback):
     def draw(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         """Draw now. Leaves the random state, the modules' modes and the gradients as they were."""
         modes = {module: module.training for module in pl_module.modules()}
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), self.shown(pl_module):
             batches = self._load(trainer)
             pl_module.eval()
             try:

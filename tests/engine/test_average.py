@@ -15,6 +15,7 @@ from frisket import checkpoint
 from frisket.cli.main import main
 from frisket.engine import fit as engine
 from frisket.engine.rundir import read_csv
+from frisket.recipes.train_sam import Module
 from frisket.runfiles import RunFiles
 
 RATE = ["optim.lr=0.01", "optim.schedule=constant"]
@@ -67,9 +68,13 @@ def result(run: Path) -> dict[str, torch.Tensor]:
 
 def test_the_average_is_judged_and_given_out_and_a_resume_repeats_it(data, tmp_path, monkeypatch):
     words = ["train", *toy_run(data[0], tmp_path, data[1], val_every=2, checkpoint_every=1), "regularize.ema=0.4"]
-    words += ["log.gallery_every=0", *RATE]
-    watch = Watch()
-    assert watched(monkeypatch, watch, [*words, "name=straight", "trainer.max_steps=4"]) == 0
+    words += ["log.gallery_every=2", *RATE]
+    watch, drawn = Watch(), []
+    with monkeypatch.context() as patch:
+        columns = Module.gallery_columns
+        keep = lambda module, batch: drawn.append(watch.weights(module)) or columns(module, batch)  # noqa: E731
+        patch.setattr(Module, "gallery_columns", keep)
+        assert watched(monkeypatch, watch, [*words, "name=straight", "trainer.max_steps=4"]) == 0
 
     mean, means = watch.steps[0], []
     for step, weights in enumerate(watch.steps[1:], start=1):
@@ -79,6 +84,7 @@ def test_the_average_is_judged_and_given_out_and_a_resume_repeats_it(data, tmp_p
     straight = result(tmp_path / "straight")
     assert same(straight, means[3]) and not same(straight, watch.steps[-1])
     assert same(watch.judged[0], means[1]) and same(watch.judged[-1], means[3])
+    assert same(drawn[0], means[1]) and same(drawn[-1], means[3])  # pictures are of what is judged
     loaded = checkpoint.load(RunFiles(tmp_path / "straight").last).state_dict()
     assert same(loaded, means[3])  # of a run that is not finished, say
 
@@ -111,6 +117,31 @@ def test_two_ranks_resume_the_average(data, tmp_path):
     assert same(result(tmp_path / "twice"), straight)
     live = torch.load(RunFiles(tmp_path / "straight").last, weights_only=True)["state_dict"]
     assert not same({key.removeprefix("sam."): value for key, value in live.items()}, straight)
+
+
+@pytest.mark.parametrize("ema", ["0", "0.4"])
+def test_two_ranks_judge_the_statistics_that_are_saved(data, tmp_path, monkeypatch, ema):
+    """BatchNorm's, which each rank gathers of its own photographs; in a fit and in the validation that ends a run."""
+    small = "{widths: [8, 8, 16, 16], depths: [1, 1, 1, 1], heads: [1, 2, 2], windows: [4, 4, 2], classes: 4}"
+    words = ["train", *toy_run(data[0], tmp_path, data[1], devices=2, val_every=2, max_steps=3, checkpoint_every=1)]
+    words = [*(word for word in words if not word.startswith("model.")), "model.name=tiny_sam"]
+    words += [f"model.encoder={small}", "data.global_batch=2", "log.gallery_every=0", "trainer.keep_last=3"]
+    words += [f"regularize.ema={ema}", *RATE]
+
+    def judged(rank: int) -> int:
+        watch = Watch()
+        assert watched(monkeypatch, watch, words) == 0
+        torch.save({"judged": watch.judged, "steps": watch.steps}, tmp_path / f"{rank}.pt")
+        return 0
+
+    assert ranks(judged) == [0, 0]
+    run = RunFiles(tmp_path / "train_sam")
+    mine, theirs = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert not same(mine["steps"][-1], theirs["steps"][-1])  # or there would be nothing to show
+    assert len(mine["judged"]) == len(theirs["judged"]) == 4  # of steps 2 and 3 two batches each
+    for step, seen in ((2, 0), (3, 2)):
+        saved = checkpoint.load(run.kept(step)).state_dict()
+        assert same(mine["judged"][seen], saved) and same(theirs["judged"][seen], saved), f"step {step}"
 
 
 @pytest.mark.parametrize("decay", ["1", "-0.1", "nan", "yes"])

@@ -14,12 +14,16 @@ import lightning as L
 import pytest
 import torch
 from toyfit import fit, in_a_child
+from toyrun import toy_run, toy_shards
 
+from frisket.cli.main import main
 from frisket.engine import rundir
 from frisket.engine.rundir import CsvLog, RunDir, read_csv, wandb_log
 from frisket.engine.save import AtomicIO, tidy
 from frisket.errors import UserError
 from frisket.files import atomic
+from frisket.recipes.train_sam import Module
+from frisket.sample import Batch
 
 
 def test_csv_is_appended_to_and_cut_at_the_resumed_step(tmp_path):
@@ -242,3 +246,21 @@ def test_a_host_that_accepts_counts_as_answering():
 
 def test_read_csv_of_a_missing_file(tmp_path):
     assert read_csv(Path(tmp_path / "none.csv")) == []
+
+
+def test_a_row_holds_what_its_own_step_reported(tmp_path, monkeypatch):
+    """Not again what an earlier step of the epoch did, as Lightning would have it."""
+    report = Module.training_step
+
+    def now_and_then(module: Module, batch: Batch, index: int) -> torch.Tensor:
+        if module.global_step == 0:
+            module.report("train", {"once": 1.0})
+        return report(module, batch, index)
+
+    monkeypatch.setattr(Module, "training_step", now_and_then)
+    data = toy_shards(tmp_path / "data", 8)
+    words = toy_run(data, tmp_path, max_steps=4, images_per_device=1)
+    assert main(["train", *words, "data.global_batch=2", "trainer.log_every=1"]) == 0
+    rows = read_csv(RunDir(tmp_path / "train_sam").metrics)
+    assert [row["train/once"] for row in rows] == ["1.0", "", "", ""]
+    assert all(row["train/loss"] and row["speed/data_wait"] for row in rows)

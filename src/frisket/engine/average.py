@@ -4,8 +4,8 @@
     with average.shown(recipe): ...             # within, the recipe's Sam holds the average
 
 After step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) towards the weights: short runs forget their
-start, too. Validation, best.pt, model.pt, and whoever loads a checkpoint of the run see the average; training, its
-pictures and a resume go on with the weights themselves. BatchNorm's statistics are averaged like weights. Source:
+start, too. Validation, its pictures, best.pt, model.pt, and whoever loads a checkpoint of the run see the average;
+training and a resume go on with the weights themselves. BatchNorm's statistics are averaged like weights. Source:
 Polyak and Juditsky 1992; the rise of the decay is TensorFlow's.
 """
 

@@ -189,7 +189,8 @@ def _callbacks(
     if log.samples:
         callbacks.append(Samples(folder.path))
     if config.data.val is not None and log.gallery_every and log.gallery_images:
-        callbacks.append(Gallery(folder.path, log.gallery_every, log.gallery_images))
+        shown = average.shown if average else contextlib.nullcontext
+        callbacks.append(Gallery(folder.path, log.gallery_every, log.gallery_images, shown))
     every = config.trainer.log_every
     return [*callbacks, keep, preempt, Progress(speed, every), Straggler(every)]
 

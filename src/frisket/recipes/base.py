@@ -302,7 +302,11 @@ class Recipe(L.LightningModule):
             ) from error
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """What layers draw (dropout, drop path) is a function of seed, step, rank and keys, too, but another one."""
+        """What layers draw (dropout, drop path) is a function of seed, step, rank and keys, too, but another one. And a
+        row of the loggers holds what its own step reported: Lightning would repeat what another step of the epoch did.
+        """
+        if self._parts[0] != self.global_step and self.trainer._results is not None:
+            self.trainer._results.reset()
         torch.manual_seed(self.generator(batch).initial_seed() ^ 0x5EED)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -317,6 +321,13 @@ class Recipe(L.LightningModule):
     def reference(self) -> Sam | None:
         """The teacher that validation compares the trained model with; None where there is none."""
         return None
+
+    def on_validation_start(self) -> None:
+        """All ranks judge with the statistics (BatchNorm's) of rank 0, which are those that are saved. DDP does it in a
+        fit alone, DeepSpeed never."""
+        if self.trainer.world_size > 1:
+            for buffer in self.sam.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, index: int) -> None:
