@@ -258,7 +258,8 @@ def _fit(mine: Any, part: DictConfig, prefix: str) -> None:
     for a mapping where a list is wanted, anything else where keys are, and a list of lists where words are wanted."""
     for key in part:
         node = mine._get_node(key) if isinstance(mine, DictConfig) and key in mine else None
-        given, name = part._get_node(key), f"{prefix}{key}"
+        given: Any = part._get_node(key)
+        name = f"{prefix}{key}"
         if isinstance(node, DictConfig) and isinstance(given, DictConfig):
             _fit(node, given, f"{name}.")
         elif isinstance(node, DictConfig) and not (given._is_none() or given._is_interpolation()):
