@@ -8,66 +8,30 @@ import math
 import re
 from contextlib import AbstractContextManager
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from weightless import CONFIGS, built, kinds, weights_of_no_value  # noqa: F401
 
-from frisket import checkpoint, config
+from frisket import config
 from frisket.engine.doctor import model
 from frisket.engine.doctor.model import MIB, kept
 from frisket.engine.doctor.plan import plan
 from frisket.engine.quantize import QuantRun
 from frisket.models import zoo
-from frisket.models.blocks import Attend
-from frisket.models.sam import Sam
-from frisket.quant import packed
 from frisket.quant.layers import QuantConfig, fold, quantize
 from frisket.quant.search import share
-from frisket.recipes import qat_tiny
 from frisket.recipes.base import RECIPES
 from frisket.recipes.interactive import InteractiveConfig, asked
 from frisket.sample import Batch, Prediction, Prompts
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 TAUGHT = ("distill_tiny", "qat_tiny")  # one loss
 GIB = {"a40": 44.4, "a100": 39.4, "a100_80gb": 79.1}  # what CUDA says these GPUs have
 
 
-@pytest.fixture(autouse=True)
-def weights_of_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint is the model of its name: values change no byte."""
-
-    def load(name: str, **_: Any) -> Sam:
-        if name != "runs/quant_tiny":
-            return zoo.build("lightening" if "/" in name else name)
-        made = {"checkpoint": "tiny_sam", "weights": ""}
-        return packed.build(Path(name), "tiny_sam", {}, {"quant": {}, "kinds": kinds(), "provenance": made})
-
-    monkeypatch.setenv("FRISKET_DATA", "/data")
-    monkeypatch.setattr(checkpoint, "load", load)
-    monkeypatch.setattr(checkpoint, "weights_digest", lambda _: "")
-    monkeypatch.setattr(qat_tiny, "fold", partial(fold, values=False))
-
-
-def kinds() -> dict[str, str]:
-    """Of every layer of TinySAM that is asked, as frisket.quant.search sees them in a pass."""
-    sam = zoo.build("tiny_sam")
-    kind = {torch.nn.Linear: "symmetric", Attend: "symmetric", torch.nn.Conv2d: "affine"}
-    kind[torch.nn.ConvTranspose2d] = "affine"
-    named = {name: kind[type(part)] for name, part in sam.named_modules() if type(part) in kind}
-    asked_not = ("image_encoder.head", "prompt_encoder")
-    after_gelu = {name: "gelu" for name in named if name.startswith("image_encoder") and name.endswith("mlp.fc2")}
-    return {name: value for name, value in (named | after_gelu).items() if not name.startswith(asked_not)}
-
-
-def built(name: str) -> Any:
-    """A shipped recipe's module, without memory."""
-    module = importlib.import_module(f"frisket.recipes.{name}")
-    with torch.device("meta"):
-        return module.Module(config.load(module.Config, [CONFIGS / f"{name}.yaml"]))
+pytestmark = pytest.mark.usefixtures("weights_of_no_value")
 
 
 def fake(recipe: Any) -> AbstractContextManager[None]:
