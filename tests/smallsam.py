@@ -1,5 +1,7 @@
 """A small TinyViT Sam with random weights and no gamma of 0; and the same quantized, with the widest scales."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +18,12 @@ LABELS = torch.tensor([[1, 0, -2], [2, 3, 1], [2, 3, -2], [1, -1, -2], [1, -2, -
 def small(name: str = "tiny_sam") -> Sam:
     """Seeded; biases as large as a trained model's."""
     torch.manual_seed(3)
-    settings = SMALL if name == "tiny_sam" else {"width": 48, "depth": 2, "heads": 3, "global_blocks": (1,)}
-    sam = build(name, image_size=64, **settings).eval()
+    settings: dict[str, dict[str, Any]] = {
+        "tiny_sam": SMALL,
+        "sam_vit_t": {"width": 48, "depth": 2, "heads": 3, "global_blocks": (1,)},
+        "lite_sam_640": {"widths": (8, 12, 16, 20), "depths": (1, 1, 1, 1), "neck_width": 12},
+    }
+    sam = build(name, image_size=64, **settings[name]).eval()
     for part in sam.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.bias, std=0.1)

@@ -30,7 +30,7 @@ def ran(path: Path) -> Counter[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_sam", "sam_vit_t"])
+@pytest.mark.parametrize("name", ["tiny_sam", "sam_vit_t", "lite_sam_640"])
 def test_float_graphs_are_the_model(name: str, tmp_path: Path) -> None:
     sam = small(name)
     write_encoder(sam, tmp_path / "encoder.onnx", 64)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frisket.errors import UserError
+from frisket.kernels.squares import square_mean
 from frisket.models.blocks import ConvBN, DropPath, LayerNorm2d
 from frisket.models.encoder import STRIDE, Entry, Tap, check_taps
 
@@ -75,7 +76,7 @@ class PoolMixer(nn.Module):
             self.local = ConvBN(width, width, 3, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        means = (F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False) for side in self.squares)
+        means = (square_mean(x, side) for side in self.squares)
         if hasattr(self, "weights"):
             mixed = sum(mean * weight[:, None, None] for mean, weight in zip(means, self.weights, strict=True)) - x
         else:
