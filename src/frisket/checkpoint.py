@@ -68,6 +68,8 @@ class Resume:
     """{key: shape} of the whole training module."""
     ranks: int | None = None
     """How many ranks a DeepSpeed checkpoint is split over; None for a file, which any number can read."""
+    groups: tuple[int, ...] = ()
+    """How many parameters each group of its optimizer has; of a DeepSpeed folder unknown."""
     quantization: dict[str, Any] | None = None
     """How its Sam is quantized; None: floating point."""
 
@@ -144,7 +146,9 @@ def recorded(training: Path) -> Resume:
     ranks = len(list(folder.glob("*_optim_states.pt"))) if folder else None
     if ranks is not None and ranks != content.get("dp_world_size", ranks):
         raise UserError(f"{training} has {ranks} of the {content['dp_world_size']} parts that its ranks wrote")
-    return Resume(training, step, *model(record, training), shapes, ranks, quantization(record))
+    states = [] if folder else content["optimizer_states"]
+    groups = tuple(len(group["params"]) for state in states for group in state["param_groups"])
+    return Resume(training, step, *model(record, training), shapes, ranks, groups, quantization(record))
 
 
 def guarded(resume: Resume | None, trust: bool = False) -> contextlib.AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 
 @dataclass
@@ -69,7 +70,16 @@ def adamw(
     # A fused AdamW offers to unscale fp16 gradients itself, and Lightning then refuses to clip them, in bf16 too, where
     # nothing is scaled. Without the offer they are unscaled before clipping, as for any other optimizer.
     optimizer._step_supports_amp_scaling = False
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: ratio(step, config, steps=steps))
+    return optimizer, LambdaLR(optimizer, lambda step: ratio(step, config, steps=steps))
+
+
+def settle(schedule: LambdaLR, wanted: LambdaLR) -> None:
+    """Give a resumed optimizer the rates, decay and betas of `wanted`, of the same groups, from its next step on: the
+    checkpoint brought those of the start before. Moments and steps stay."""
+    schedule.base_lrs = wanted.base_lrs
+    for group, mine in zip(schedule.optimizer.param_groups, wanted.optimizer.param_groups, strict=True):
+        group.update({key: mine[key] for key in ("initial_lr", "weight_decay", "betas")})
+        group["lr"] = mine["initial_lr"] * schedule.lr_lambdas[0](schedule.last_epoch)
 
 
 def ratio(step: int, config: OptimConfig, *, steps: int) -> float:

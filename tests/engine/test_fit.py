@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,12 @@ import torch
 from toyfit import killed_after_rename
 from toyrun import command, environment, toy_run, toy_shards
 
+from frisket.checkpoint import save
 from frisket.cli.main import main
 from frisket.engine.rundir import read_csv
+from frisket.optim import OptimConfig, ratio
+from frisket.prep import embed
+from frisket.prep.run import prep
 from frisket.runfiles import RunFiles
 from frisket.weights.deepspeed import MODEL_STATES
 
@@ -110,6 +115,59 @@ def test_a_run_goes_on_from_no_checkpoint_that_its_strategy_cannot_read(data, tm
     assert f"frisket: {run.last} was saved by DeepSpeed and place.strategy=auto cannot go on" in said
     assert said.count("\n") == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_what_is_refused_is_not_announced_before(data, tmp_path, capsys, tiny_teacher, tiny_sam):
+    """No banner, no folder, no W&B run."""
+    out = tmp_path / "runs"
+    words = ["train", *toy_run(data[0], out, data[1]), "log.wandb=offline"]
+    save(tiny_sam, tmp_path / "other.pt")
+    copied = shutil.copytree(data[0], tmp_path / "data")
+    prep(embed.Config(inputs=str(copied), teacher=str(tmp_path / "other.pt"), image_size=64))
+    taught = [*words, "recipe=distill_lightening", f"data.train={copied}", f"teacher={tiny_teacher}"]
+    taught = [word for word in taught if not word.startswith(("model.", "prompts."))]
+    taught += ["student.encoder={depth: 2, width: 32, heads: 2}", "data.embeddings=auto"]
+    for refused, sentence in (
+        ([*words, "data.image_size=128", f"init_from={tiny_teacher}"], "set data.image_size=64"),
+        ([*words, "trainer.keep_best=box/moiu"], "is no measure of a validation"),
+        (taught, "stored embeddings come from teacher"),
+    ):
+        capsys.readouterr()
+        assert main(refused) == 2
+        said = capsys.readouterr()
+        assert sentence in said.err and said.out == "" and not out.exists(), said
+
+
+def test_a_resumed_optimizer_has_the_settings_of_this_start(data, tmp_path, capsys):
+    """And its moments; groups of other weights, which they do not fit, are refused in a sentence."""
+    words = ["train", *toy_run(data[0], tmp_path, checkpoint_every=1), "optim.warmup_steps=0", "optim.min_ratio=0.5"]
+    run = RunFiles(tmp_path / "train_sam")
+
+    def go_on(steps: int, *more: str) -> dict:
+        assert main([*words, f"trainer.max_steps={steps}", *more]) == 0
+        return torch.load(run.last, weights_only=True)
+
+    first, still = go_on(1), go_on(2, "optim.lr=0")
+    assert all(torch.equal(value, still["state_dict"][key]) for key, value in first["state_dict"].items())
+    config = OptimConfig(lr=0.01, weight_decay=0.3, betas=(0.5, 0.6), min_ratio=0.5)
+    moved = go_on(4, "optim.lr=0.01", "optim.weight_decay=0.3", "optim.betas=[0.5,0.6]")
+    groups = moved["optimizer_states"][0]["param_groups"]
+    assert [(g["weight_decay"], g["betas"]) for g in groups] == [(0.3, (0.5, 0.6)), (0.0, (0.5, 0.6))]
+    assert [g["lr"] for g in groups] == moved["lr_schedulers"][0]["_last_lr"] == [0.01 * ratio(4, config, steps=4)] * 2
+    before, after = (state["optimizer_states"][0]["state"][0] for state in (still, moved))
+    assert (before["step"], after["step"]) == (2, 4)
+
+    capsys.readouterr()
+    assert main([*words, "trainer.max_steps=5", "optim.layer_decay=0.5"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"frisket: {run.path} keeps its optimizer's state in other groups") and said.count("\n") == 1
+    assert "layer_decay=0.5 of optim" in said
+
+    decayed = ["name=decayed", "optim.schedule=constant"]
+    assert main([*words, *decayed, "trainer.max_steps=1", "optim.layer_decay=0.5"]) == 0
+    assert main([*words, *decayed, "trainer.max_steps=2", "optim.layer_decay=0.8"]) == 0
+    groups = torch.load(RunFiles(tmp_path / "decayed").last, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert sorted({round(group["lr"] / 1e-4, 6) for group in groups}) == [0.512, 0.64, 0.8, 1.0]
 
 
 def test_two_starts_without_a_step_are_enough(data, tmp_path):

@@ -30,19 +30,19 @@ def write(sam: Sam, path: Path, provenance: dict[str, Any]) -> None:
         packed.write(sam, path.with_suffix(safe.SUFFIX), provenance=provenance)
 
 
+def known(recipe: Any, measure: str) -> None:
+    """Raise UserError for a measure that no validation of the recipe has."""
+    if measure not in recipe.measures():
+        raise UserError(
+            f"trainer.keep_best={measure} is no measure of a validation: {nearest(measure, recipe.measures())}"
+        )
+
+
 class KeepBest(L.Callback):
     """Put it before an Average, which takes the judged weights away when a validation ends."""
 
     def __init__(self, run: RunFiles, measure: str) -> None:
         self.run, self.measure = run, measure
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuse a measure that no validation of the recipe has. Raises UserError."""
-        known = pl_module.measures()
-        if self.measure not in known:
-            raise UserError(
-                f"trainer.keep_best={self.measure} is no measure of a validation: {nearest(self.measure, known)}"
-            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the model if it is the best so far."""

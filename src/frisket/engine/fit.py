@@ -23,9 +23,10 @@ from frisket.data.module import ShardData
 from frisket.engine import signals
 from frisket.engine.average import Average
 from frisket.engine.batch import Division, Recount
-from frisket.engine.best import KeepBest, write
+from frisket.engine.best import KeepBest, known, write
 from frisket.engine.compile import compiled
 from frisket.engine.doctor.plan import plan
+from frisket.engine.doctor.room import embeddings
 from frisket.engine.doctor.run import ready
 from frisket.engine.health import Health
 from frisket.engine.preempt import Preempt, Stopped, exit_code
@@ -106,12 +107,15 @@ def _train(recipe_file: ModuleType, config: RecipeConfig, folder: RunDir) -> int
     if resume:
         fits(resume, config.place.strategy, start.world)
     stalled = folder.stalled()
-    _announce(config, folder, resume, f"{division}, {_epochs(config, data)}")
     recipe = recipe_file.Module(config, resume)
     recipe.check_resume(folder.path)
+    data.stamp, data.taps, data.targets = recipe.stamp(), recipe.taps(), recipe.targets()
+    embeddings(start)
+    if config.trainer.keep_best:
+        known(recipe, config.trainer.keep_best)
     if config.place.compile:
         compiled(recipe, on_cpu=where["accelerator"] == "cpu")
-    data.stamp, data.taps, data.targets = recipe.stamp(), recipe.taps(), recipe.targets()
+    _announce(config, folder, resume, f"{division}, {_epochs(config, data)}")  # behind whatever refuses
     _remember(config, folder)
     average = Average(config.regularize.ema) if config.regularize.ema else None
     keep, preempt = KeepLast(folder, config.trainer.checkpoint_every, config.trainer.keep_last), Preempt(folder)

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from frisket import checkpoint
@@ -29,7 +30,7 @@ from frisket.models import zoo
 from frisket.models.encoder import Tap, layer_rates, undecayed
 from frisket.models.recompute import recompute
 from frisket.models.sam import Sam
-from frisket.optim import OptimConfig, adamw
+from frisket.optim import OptimConfig, adamw, settle
 from frisket.place import Log, Place
 from frisket.plugins import Extensible, Room
 from frisket.recipes.regularize import RegularizeConfig, regularize, trains
@@ -257,7 +258,8 @@ class Recipe(L.LightningModule):
         )
 
     def check_resume(self, run: Path) -> None:
-        """Refuse a checkpoint that other settings made: another model, another teacher. Raises UserError."""
+        """Refuse a checkpoint that other settings made: another model, another teacher, rates of other groups. Raises
+        UserError."""
         if self.resume is None:
             return
         name = self.resume.name
@@ -272,6 +274,13 @@ class Recipe(L.LightningModule):
             raise UserError(f"{run} holds {said[0]}; the settings ask for {said[1]}: {mend}")
         if wrong := checkpoint.differences(self.state_dict(), self.resume.shapes):
             raise UserError(f"{run} was trained by another recipe, or with another teacher or blocks ({wrong}): {mend}")
+        groups = tuple(len(group["params"]) for group in self.configure_optimizers()["optimizer"].param_groups)
+        if self.resume.groups and self.resume.groups != groups:
+            raise UserError(
+                f"{run} keeps its optimizer's state in other groups of weights than the settings make (layer_decay="
+                f"{self.config.optim.layer_decay:g} of optim, a rate of the recipe's own, or what it freezes): {mend}, "
+                f"with init_from={run}"
+            )
 
     def configure_optimizers(self) -> Any:
         steps, spared = self.config.trainer.max_steps, undecayed(self)
@@ -300,6 +309,11 @@ class Recipe(L.LightningModule):
             raise UserError(
                 f"optim.layer_decay={decay}: the encoder of '{self.sam.name}' names no layers, set it to 1"
             ) from error
+
+    def on_train_start(self) -> None:
+        """The optimizer's settings are those of this start, whatever the checkpoint brought."""
+        if self.resume:
+            settle(cast(LambdaLR, self.lr_schedulers()), self.configure_optimizers()["lr_scheduler"]["scheduler"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """What layers draw (dropout, drop path) is a function of seed, step, rank and keys, too, but another one. And a

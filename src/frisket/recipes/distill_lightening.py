@@ -147,6 +147,7 @@ class Module(Taught):
         self.planned = checkpoint["frisket"].get("planned", self.planned)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         distill, last = self.config.distill, self.config.trainer.max_steps
         if distill.schedule == "cascade" and self.trainer.is_global_zero:
             stage, whole = distill.stage_steps or 0.15 * self.planned, distill.neck_full * self.planned
