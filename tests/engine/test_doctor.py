@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from toyfit import ranks
-from toyrun import command, environment, toy_run, toy_shards
+from toyrun import toy_run, toy_shards
 
 from frisket import checkpoint, plugins
 from frisket import config as settings
@@ -26,6 +27,7 @@ from frisket.engine.doctor.run import examine
 from frisket.errors import UserError
 from frisket.prep import embed
 from frisket.prep.run import prep
+from frisket.runfiles import RunFiles
 
 SMALL = "student.encoder={depth: 2, width: 32, heads: 2}"
 
@@ -126,25 +128,57 @@ def test_train_and_doctor_refuse_in_the_same_words(
     assert not (tmp_path / "runs").exists()
 
 
+def by_two_ranks(tmp_path: Path, *words: str) -> list[tuple[int, str]]:
+    """(exit code, what it said) of each of two gloo ranks, as torchrun starts them."""
+
+    def work(rank: int) -> int:
+        with open(tmp_path / f"said{rank}", "w") as file, redirect_stdout(file), redirect_stderr(file):
+            return main([*words])
+
+    codes = ranks(work)
+    return [(code, (tmp_path / f"said{rank}").read_text()) for rank, code in enumerate(codes)]
+
+
+STREAMED = ["data.streaming=true", "data.epoch_images=8", "data.stream_buffer=1"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shards", ["one", "odd", "with an empty one"])
-def test_any_shards_train_to_the_end_on_two_ranks(shards: str, data: Path, tmp_path: Path) -> None:
-    """Ranks share images, not shards: a rank has none of its own."""
+@pytest.mark.parametrize("read", ["by index", "streamed"])
+@pytest.mark.parametrize("shards", ["one", "odd", "with empty ones"])
+def test_any_shards_train_to_the_end_on_two_ranks(shards: str, read: str, data: Path, tmp_path: Path) -> None:
+    """Ranks share images, not shards: a rank has none of its own. Of one photograph to validate on, one has none."""
     tars = copied(data, tmp_path / "data")
     if shards == "one":
         for tar in tars[1:]:
             tar.unlink()
-    if shards == "with an empty one":
+    if shards == "with empty ones":
         hollow(tars[0])
-    words = [
-        *toy_run(tmp_path / "data", tmp_path / "runs", max_steps=3), "data.global_batch=2", "place.devices=2",
-    ]  # fmt: skip
+        hollow(tars[2])
+    val = toy_shards(tmp_path / "val", 1, "val")
+    words = toy_run(tmp_path / "data", tmp_path / "runs", val, max_steps=3, devices=2)
+    words += ["data.global_batch=2", "trainer.val_every=2", *(STREAMED if read == "streamed" else [])]
     for verb in ("doctor", "train"):
-        done = subprocess.run(command(verb, *words), env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        if verb == "doctor" and shards == "with an empty one":
-            assert f"7 images in 3 shards, 1 of them empty ({tars[0]})" in done.stdout
-    assert json.loads((tmp_path / "runs" / "train_sam" / "summary.json").read_text())["step"] == 3
+        (code, said), (other, more) = by_two_ranks(tmp_path, verb, *words)
+        assert (code, other) == (0, 0), said + more
+        if (verb, shards, read) == ("doctor", "with empty ones", "by index"):
+            assert f"5 images in 3 shards, 2 of them empty ({tars[0]})" in said
+    run = RunFiles(tmp_path / "runs" / "train_sam")
+    assert json.loads(run.summary.read_text())["step"] == 3
+    assert [len(run.samples(rank).read_text().splitlines()) for rank in range(2)] == [3, 3]
+
+
+@pytest.mark.parametrize("read", ["by index", "streamed"])
+def test_two_ranks_refuse_what_holds_nothing_in_doctors_words(read: str, data: Path, tmp_path: Path) -> None:
+    for tar in copied(data, tmp_path / "data"):
+        hollow(tar)
+    words = toy_run(tmp_path / "data", tmp_path / "runs", devices=2)
+    words += ["data.global_batch=2", *(STREAMED if read == "streamed" else [])]
+    looked, trained = by_two_ranks(tmp_path, "doctor", *words), by_two_ranks(tmp_path, "train", *words)
+    for (looked_at, line), (code, said) in zip(looked, trained, strict=True):
+        sentence = next(part for part in line.splitlines() if part.startswith("FAIL"))
+        sentence = re.sub(r"^FAIL \w+ +(rank 1 on \S+: )?", "", sentence)
+        assert (looked_at, code) == (1, 2) and f"frisket: {sentence}\n" in said
+        assert ("hold no sample" if read == "streamed" else "the 0 training samples") in said
 
 
 def test_an_unreadable_sample_is_named(data: Path, tmp_path: Path) -> None:

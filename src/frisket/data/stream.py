@@ -46,6 +46,7 @@ class Stream(IterableDataset):
         self.rank, self.seed, self.buffer, self.skip = rank, seed, buffer, skip
         self.number = 0
         self._bad = 0  # in a row
+        self._empty: list[str] = []  # shards in a row
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -87,8 +88,13 @@ class Stream(IterableDataset):
                     empty = False
                     name = key.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
                     yield {"__key__": name, "__shard__": url, **pair}
-            if empty:
-                reject("*", "holds no sample")
+            self._empty = [*self._empty, url] if empty else []
+            if len(self._empty) >= SKIP_LIMIT:
+                raise UserError(
+                    f"{SKIP_LIMIT} shards drawn in a row hold no sample, {min(self._empty)} among them: look at data.train"
+                )
+            if empty and url not in self._empty[:-1]:
+                log.warning("passed over: shard %s holds no sample", url)
 
     def _pass(self, error: UserError) -> None:
         """Log it and go on if that was asked for, but not for ever."""
