@@ -178,7 +178,7 @@ def test_two_ranks_refuse_what_holds_nothing_in_doctors_words(read: str, data: P
         sentence = next(part for part in line.splitlines() if part.startswith("FAIL"))
         sentence = re.sub(r"^FAIL \w+ +(rank 1 on \S+: )?", "", sentence)
         assert (looked_at, code) == (1, 2) and f"frisket: {sentence}\n" in said
-        assert ("hold no sample" if read == "streamed" else "the 0 training samples") in said
+        assert ("holds no sample" if read == "streamed" else "the 0 training samples") in said
 
 
 def test_an_unreadable_sample_is_named(data: Path, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ class Stream(IterableDataset):
             self._empty = [*self._empty, url] if empty else []
             if len(self._empty) >= SKIP_LIMIT:
                 raise UserError(
-                    f"{SKIP_LIMIT} shards drawn in a row hold no sample, {min(self._empty)} among them: look at data.train"
+                    f"shard {min(self._empty)} holds no sample, nor do the {SKIP_LIMIT - 1} drawn before or after it: "
+                    "look at data.train"
                 )
             if empty and url not in self._empty[:-1]:
                 log.warning("passed over: shard %s holds no sample", url)
