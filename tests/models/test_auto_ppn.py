@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from frisket.models import zoo
-from frisket.models.auto_ppn import PEAKS, AutoPPN, AutoPPNConfig, Proposals, pick
+from frisket.models.auto_ppn import PEAKS, AutoPPN, AutoPPNConfig, Picked, Proposals, pick
 from frisket.models.sam import Sam
 from frisket.sample import Prompts
 
@@ -112,6 +112,33 @@ def test_the_picker_takes_the_highest_peaks_of_the_photograph(groups: int) -> No
             assert float(answer.scores[b, n]) == pytest.approx(score, abs=1e-6)
             assert int(answer.groups[b, n]) == group and answer.points[b, n].tolist() == list(point)
             assert answer.boxes[b, n].tolist() == pytest.approx(box, abs=1e-3)
+
+
+def test_the_likeliest_other_cells_fill_up() -> None:
+    """After all peaks, which come first; each cell once, in its likeliest group, and nothing of the padding."""
+    generator = torch.Generator().manual_seed(2)
+    heat, boxes = torch.randn(1, 3, 12, 12, generator=generator), torch.zeros(1, 3, 4, 12, 12)
+    heat[:, :, :, 9:] = 9.0  # padding
+    size = torch.tensor([[48, 36]])
+    peaks, filled = (pick(Proposals(heat, boxes), size, 200, fill=fill) for fill in (False, True))
+    many = int((peaks.scores > 0).sum())
+    assert 0 < many < 60
+    for alone, both in zip(peaks, filled, strict=True):
+        assert torch.equal(alone[:, :many], both[:, :many])
+    rest = int((filled.scores > 0).sum())
+    x, y = ((filled.points[0, many:rest] - 1.5) / 4).long().unbind(1)
+    assert (x < 9).all() and len({*zip(x.tolist(), y.tolist(), strict=True)}) == rest - many
+    likeliest = heat.sigmoid()[0, :, :, :9].amax(0)
+    assert torch.equal(filled.scores[0, many:rest], likeliest[y, x]) and filled.scores[0, many:rest].diff().max() <= 0
+    # a cell is left out only where it is a peak of its likeliest group already
+    assert rest - many == 12 * 9 - len({(g, *p) for g, p in zip(*likely_peaks(peaks, many, heat), strict=True)})
+
+
+def likely_peaks(peaks: Picked, many: int, heat: torch.Tensor) -> tuple[list[int], list[list[float]]]:
+    """Groups and points of those peaks that are in their cell's likeliest group."""
+    cells = ((peaks.points[0, :many] - 1.5) / 4).long()
+    inner = heat[0].argmax(0)[cells[:, 1], cells[:, 0]] == peaks.groups[0, :many]
+    return peaks.groups[0, :many][inner].tolist(), peaks.points[0, :many][inner].tolist()
 
 
 def test_more_points_than_cells_is_all_cells() -> None:

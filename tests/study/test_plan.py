@@ -37,7 +37,7 @@ def test_a_study_becomes_cells() -> None:
     ]  # fmt: skip
     neck = laid.arms["neck"][0]
     assert neck.settings == {"teacher": str(out / "teacher"), "distill": {"neck_floor": 0.1, "schedule": "neck"}}
-    assert laid.against == "cascade" and laid.judges == {"eval": ("eval_fidelity", {"data": str(out / "train")})}
+    assert laid.against == "cascade" and laid.judges == {"eval": (["eval_fidelity"], {"data": str(out / "train")})}
 
 
 def test_what_stands_on_another_runs_after_it_in_one_place() -> None:

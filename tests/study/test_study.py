@@ -143,6 +143,7 @@ def test_a_wrong_key_of_an_arm_is_found_before_anything_runs(
     [
         ("everything.grid={everythin: {}}", "the study's everything_grid: unknown key 'everythin'"),
         ("everything.grid={data: '@val'}", "everything.grid: @val is nothing prepared before it"),
+        ("everything.grid={everything: {strategy: autoppn, pionts: 3}}", "unknown key 'pionts', did you mean 'points'"),
         ("everything.grid=3", "everything: give a name of letters and digits, and its settings"),
         ("judge.dat=here", "the study's judge: unknown key 'dat'"),
     ],

@@ -27,6 +27,9 @@ class Config(Filters):
     """How masks are asked for: a file of frisket.everything, or a plug-in."""
     points: int = field(default=256, metadata={"least": 1, "most": 65536})
     """Proposals of a picture, at most."""
+    fill: bool = True
+    """Fewer peaks than points: the likeliest other cells are asked, too, so that as many are asked always (ours; the
+    paper's number is fixed). false: peaks alone, which are few on small inputs."""
     ask: Literal["point", "box", "point+box"] = "point"
     """With what: point: its click, three masks; box, point+box: one mask."""
 
@@ -44,9 +47,9 @@ class Strategy(BaseStrategy):
                 f"'{sam.name}' has no AutoPPN to propose points: train one on it (frisket train train_autoppn "
                 "init_from=RUN), or set everything.strategy=grid"
             )
-        sizes = torch.tensor([frame.size], device=sam.device)
-        points, boxes, scores, _ = (part[0] for part in pick(sam.auto_ppn(predictor.embedding), sizes, config.points))
-        count = max(1, int((scores > 0).sum()))  # those after are no peaks, put there to fill up
+        sizes, proposals = torch.tensor([frame.size], device=sam.device), sam.auto_ppn(predictor.embedding)
+        points, boxes, scores, _ = (part[0] for part in pick(proposals, sizes, config.points, fill=config.fill))
+        count = max(1, int((scores > 0).sum()))  # those after are padding or, without `fill`, no peaks
         for chosen in torch.arange(count).split(config.points_per_batch):
             xy = points[chosen]
             clicked, labels = xy[:, None], torch.full((len(chosen), 1), FOREGROUND, device=sam.device)

@@ -94,8 +94,9 @@ class Picked(NamedTuple):
     groups: Tensor
 
 
-def pick(proposals: Proposals, sizes: Tensor, count: int) -> Picked:
-    """The `count` highest peaks of all groups; cells that are none follow with score 0, padding never wins.
+def pick(proposals: Proposals, sizes: Tensor, count: int, *, fill: bool = False) -> Picked:
+    """The `count` highest peaks of all groups; where there are fewer, cells that are none follow with score 0, or with
+    `fill` the likeliest of them (each in its likeliest group) with their own. Padding has score 0, and never wins.
 
     sizes: valid (h, w) of each input, long (B, 2); of a side thinner than a cell the first cell counts, and points lie
     on the photograph. Works on the device, and waits for nothing there.
@@ -107,8 +108,11 @@ def pick(proposals: Proposals, sizes: Tensor, count: int) -> Picked:
     highest = torch.stack(
         [F.max_pool2d(chance[:, g], square, 1, square // 2) for g, square in enumerate(squares)], dim=1
     )
-    peaks = torch.where(chance == highest, chance, 0.0).flatten(1)
-    scores, index = peaks.topk(min(count, peaks.shape[1]), dim=1)
+    peaks, others = chance == highest, chance == chance.amax(1, keepdim=True)
+    scores = torch.where(peaks | others if fill else peaks, chance, 0.0).flatten(1)
+    order = torch.where(peaks & (chance > 0), 2.0, 0.0).flatten(1) + scores if fill else scores
+    index = order.topk(min(count, order.shape[1]), dim=1).indices
+    scores = scores.gather(1, index)
     group, cell = index // side**2, index % side**2
     cells = torch.stack([cell % side, cell // side], dim=-1)
     ways = boxes.flatten(3).permute(0, 1, 3, 2).flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))

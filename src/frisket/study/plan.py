@@ -85,12 +85,12 @@ class Step:
 @dataclass(frozen=True)
 class Plan:
     """What a StudyConfig comes to. arms: in the order written, parents before children. judges: {folder of a cell for
-    what is judged: (YAML, settings)}."""
+    what is judged: (shipped YAMLs, settings)}."""
 
     out: Path
     prepare: list[Step]
     arms: dict[str, list[Step]]
-    judges: dict[str, tuple[str, dict[str, Any]]]
+    judges: dict[str, tuple[list[str], dict[str, Any]]]
     against: str
 
     def cells(self) -> list[Step]:
@@ -148,13 +148,14 @@ def plan(config: StudyConfig, name: str) -> Plan:
         shared = config.recipes.get(Path(yaml).stem) or {}
         whole = _placed(merged(shared, settings), places, where)
         arms[key] = [Step(key, verb, yaml, whole, out / key / f"seed{k}", after, k) for k in config.seeds]
-    judges = {FIDELITY: ("eval_fidelity", _placed(dict(config.judge), places, f"study {name}, judge"))}
+    judges = {FIDELITY: (["eval_fidelity"], _placed(dict(config.judge), places, f"study {name}, judge"))}
     for key, spec in config.everything.items():
         if not NAME.fullmatch(key) or not isinstance(spec, Mapping):
             raise UserError(
                 f"study {name}, everything: give a name of letters and digits, and its settings: {{grid: {{data: …}}}}"
             )
-        judges[EVERYTHING + key] = "eval_everything", _placed(dict(spec), places, f"study {name}, everything.{key}")
+        told = _placed(dict(spec), places, f"study {name}, everything.{key}")
+        judges[EVERYTHING + key] = [], {"task": "everything", "pictures": 0, **told}
     return Plan(out, prepared, arms, judges, against)
 
 

@@ -28,6 +28,7 @@ from frisket import config as settings
 from frisket.engine.quantize import QuantRun
 from frisket.errors import UserError
 from frisket.eval.task import TASKS
+from frisket.everything.strategy import chosen as chosen_strategy
 from frisket.files import write_text
 from frisket.recipes.base import RECIPES
 from frisket.study.collect import finish
@@ -181,7 +182,7 @@ def do(runner: Runner, step: Step, laid: Plan) -> bool:
     if not finished(step) and not runner.run(label, command(step, laid), log):
         return False
     for told in unjudged(step, laid):
-        words = ["eval", laid.judges[told][0], str(said(told, laid)), f"checkpoint=[{step.name}:{step.folder}]"]
+        words = ["eval", *laid.judges[told][0], str(said(told, laid)), f"checkpoint=[{step.name}:{step.folder}]"]
         if not runner.run(label, [*words, f"out={step.folder / told}", f"place.threads={runner.threads}"], log):
             return False
     return True
@@ -236,21 +237,23 @@ def check(laid: Plan) -> None:
             if step.verb == "prep":
                 continue
             quant = step.verb == "quant"
-            with _settings(Path(folder), step.name, step.yaml, step.settings) as files:
+            with _settings(Path(folder), step.name, [step.yaml], step.settings) as files:
                 schema = QuantRun if quant else RECIPES.find(str(settings.peek(files, [], "recipe"))).Config
                 settings.load(schema, files)
-        for told, (yaml, asked) in laid.judges.items():
-            with _settings(Path(folder), said(told, laid).stem, yaml, asked) as files:
+        for told, (yamls, asked) in laid.judges.items():
+            with _settings(Path(folder), said(told, laid).stem, yamls, asked) as files:
                 settings.load(TASKS.find(str(settings.peek(files, [], "task"))).Config, files)
+                if "everything" in asked:
+                    chosen_strategy(asked["everything"])
 
 
 @contextlib.contextmanager
-def _settings(folder: Path, name: str, yaml: str, values: dict[str, Any]) -> Iterator[list[Path | str]]:
-    """The YAMLs of one command; inside, what is wrong with the second is said to be in the study's `name`."""
+def _settings(folder: Path, name: str, yamls: list[str], values: dict[str, Any]) -> Iterator[list[Path | str]]:
+    """The YAMLs of one command; inside, what is wrong with the last is said to be in the study's `name`."""
     mine = folder / f"{name}.yaml"
     write_text(mine, settings.show(values))
     try:
-        yield [settings.find(yaml) or yaml, mine]
+        yield [*(settings.find(yaml) or yaml for yaml in yamls), mine]
     except UserError as error:
         raise UserError(str(error).replace(str(mine), f"the study's {name}")) from error
 
