@@ -79,6 +79,8 @@ class Stream(IterableDataset):
             empty = True
 
             def reject(key: str, reason: str, url: str = url) -> None:
+                nonlocal empty
+                empty = False
                 self._pass(UserError(f"shard {url}{' ' if key == '*' else f', sample {key}: '}{reason}"))
 
             with gopen(url) as stream:
