@@ -46,7 +46,7 @@ DOORS = {
     "flash_attn": ("kernels/attention.py",),
     "omegaconf": ("config.py",),
     "wandb": ("callbacks.py", "engine/", "cli/"),
-    "deepspeed": ("engine/strategy.py", "weights/deepspeed.py"),
+    "deepspeed": ("engine/zero.py", "weights/deepspeed.py"),
 }
 FILES = sorted(SRC.rglob("*.py"))
 

@@ -12,12 +12,11 @@ What `load` reads; each form has a file in `frisket.weights`, every checksum is 
   model.pt         ours
   .safetensors     ours, float or quantized (frisket.quant.packed)
   Lightning .ckpt  of our recipes: the trained Sam of it
-  DeepSpeed folder of our recipes; parts that hold more than weights only with `trust`
+  DeepSpeed folder of an earlier frisket's; parts that hold more than weights only with `trust`
   run folder       model.safetensors, or else model.pt, when it is newer than the newest training checkpoint, else that
                    checkpoint
 """
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +40,6 @@ __all__ = [
     "Resume",
     "differences",
     "fingerprint",
-    "guarded",
     "like",
     "load",
     "newest",
@@ -55,7 +53,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Resume:
-    """A training checkpoint (file or DeepSpeed folder) and its facts, read once per start. No weights are held."""
+    """A training checkpoint (or the DeepSpeed folder of an earlier frisket) and its facts. No weights are held."""
 
     path: Path
     step: int
@@ -66,8 +64,6 @@ class Resume:
     """What its encoder's config changes of the zoo's."""
     shapes: dict[str, tuple[int, ...]]
     """{key: shape} of the whole training module."""
-    ranks: int | None = None
-    """How many ranks a DeepSpeed checkpoint is split over; None for a file, which any number can read."""
     groups: tuple[int, ...] = ()
     """How many parameters each group of its optimizer has; of a DeepSpeed folder unknown."""
     quantization: dict[str, Any] | None = None
@@ -143,19 +139,12 @@ def recorded(training: Path) -> Resume:
         raise UserError(f"{training} holds weights but no {', '.join(absent)}: it cannot be continued")
     state = deepspeed.bare(tensors(content.get("module" if folder else "state_dict"), training))
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    ranks = len(list(folder.glob("*_optim_states.pt"))) if folder else None
-    if ranks is not None and ranks != content.get("dp_world_size", ranks):
-        raise UserError(f"{training} has {ranks} of the {content['dp_world_size']} parts that its ranks wrote")
+    parts = len(list(folder.glob("*_optim_states.pt"))) if folder else 1
+    if folder and parts != content.get("dp_world_size", parts):
+        raise UserError(f"{training} has {parts} of the {content['dp_world_size']} parts that its ranks wrote")
     states = [] if folder else content["optimizer_states"]
     groups = tuple(len(group["params"]) for state in states for group in state["param_groups"])
-    return Resume(training, step, *model(record, training), shapes, ranks, groups, quantization(record))
-
-
-def guarded(resume: Resume | None, trust: bool = False) -> contextlib.AbstractContextManager[Any]:
-    """Within this context a DeepSpeed checkpoint that training goes on from is read weights-only, unless `trust`."""
-    if resume is None or resume.ranks is None:
-        return contextlib.nullcontext()
-    return deepspeed.guarded(resume.path, trust)
+    return Resume(training, step, *model(record, training), shapes, groups, quantization(record))
 
 
 def newest(run_dir: Path | str) -> Resume | None:

@@ -23,8 +23,8 @@ class Place:
     """Nodes, outside Slurm."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Of the computation; weights stay fp32."""
-    strategy: Literal["auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2"] = "auto"
-    """How ranks work together; auto: DDP where there are several."""
+    strategy: Literal["auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload"] = "auto"
+    """How ranks work together; auto: DDP where there are several. It may differ from start to start of one run."""
     threads: int | None = field(default=None, metadata={"least": 1, "most": 1024})
     """CPU threads of torch; null leaves its default."""
     workers: int = field(default=4, metadata={"least": 0, "most": 1024})

@@ -148,9 +148,3 @@ def test_two_ranks_judge_the_statistics_that_are_saved(data, tmp_path, monkeypat
 def test_what_is_no_decay_is_refused(data, tmp_path, capsys, decay):
     assert main(["train", *toy_run(data[0], tmp_path), f"regularize.ema={decay}"]) == 2
     assert "regularize.ema" in capsys.readouterr().err and not any(tmp_path.iterdir())
-
-
-def test_deepspeed_is_refused(data, tmp_path, capsys):
-    words = ["train", *toy_run(data[0], tmp_path, strategy="deepspeed_stage_1"), "regularize.ema=0.9"]
-    assert main(words) == 2
-    assert "keeps them in parts" in capsys.readouterr().err

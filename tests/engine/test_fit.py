@@ -96,8 +96,8 @@ def test_damaged_files_of_a_run_are_no_tracebacks_and_nothing_is_lost(data, tmp_
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_a_run_goes_on_from_no_checkpoint_that_its_strategy_cannot_read(data, tmp_path, capsys):
-    """From DeepSpeed's folder to a single device here; the other directions: test_strategy.py."""
+def test_a_run_does_not_go_on_from_a_folder_that_an_earlier_frisket_left(data, tmp_path, capsys):
+    """What DeepSpeed wrote by itself; what it trains now is a file like any other's (test_zero.py)."""
     words = ["train", *toy_run(data[0], tmp_path)]
     assert main([*words, "trainer.max_steps=1"]) == 0
     run = RunFiles(tmp_path / "train_sam")
@@ -112,7 +112,7 @@ def test_a_run_goes_on_from_no_checkpoint_that_its_strategy_cannot_read(data, tm
     capsys.readouterr()
     assert main([*words, "trainer.max_steps=2"]) == 2
     said = capsys.readouterr().err
-    assert f"frisket: {run.last} was saved by DeepSpeed and place.strategy=auto cannot go on" in said
+    assert f"frisket: {run.last} is DeepSpeed's own folder, as an earlier frisket kept it, and cannot be con" in said
     assert said.count("\n") == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
 

@@ -78,7 +78,8 @@ class Module(L.LightningModule):
         checkpoint["frisket"] = {"name": "sam_vit_t", "changes": {}}  # whose it is, as a recipe says
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=0.1)
+        groups = [{"params": [parameter]} for parameter in self.parameters()]
+        return torch.optim.AdamW(groups, lr=0.1, weight_decay=0.0)
 
 
 class Ask(L.Callback):
@@ -184,13 +185,15 @@ def fit(
     every: int = 2,
     accumulate: int = 1,
     devices: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
 ) -> tuple[int | None, list[float]]:
     """Start or go on with the run in `folder`. Returns (step it was asked to stop at or None, the weights)."""
     run = RunDir(folder)
     run.open()
     resume = newest(run.path)
     preempt, module = Preempt(run), Module()
-    where = place(Place(accelerator="cpu", devices=str(devices)))
+    where = place(Place(accelerator="cpu", devices=str(devices), strategy=strategy, precision=precision))  # type: ignore
     trainer = L.Trainer(
         **where | {"plugins": [*where["plugins"], AtomicIO()]},
         max_steps=steps,

@@ -64,11 +64,6 @@ def check(config: RecipeConfig) -> None:
     side = config.data.image_size
     if side < 16 or side % 16:
         raise UserError(f"data.image_size={side} must be a multiple of 16, the patch side")
-    if config.regularize.ema and config.place.strategy not in ("auto", "ddp"):
-        raise UserError(
-            f"regularize.ema={config.regularize.ema} averages whole weights and place.strategy={config.place.strategy} "
-            "keeps them in parts: set regularize.ema=0 or place.strategy=ddp"
-        )
     if config.trainer.nan_skips and config.place.strategy not in ("auto", "ddp"):
         raise UserError(
             f"trainer.nan_skips={config.trainer.nan_skips} skips a step whole and place.strategy="
@@ -105,7 +100,7 @@ def _train(recipe_file: ModuleType, config: RecipeConfig, folder: RunDir) -> int
         )
     resume = checkpoint.newest(folder.path)  # the one time that its facts are read
     if resume:
-        fits(resume, config.place.strategy, start.world)
+        fits(resume)
     stalled = folder.stalled()
     recipe = recipe_file.Module(config, resume)
     recipe.check_resume(folder.path)
@@ -128,12 +123,12 @@ def _train(recipe_file: ModuleType, config: RecipeConfig, folder: RunDir) -> int
     )
     metrics: dict[str, Any] = {}
     # Stopped: preempt.left says where
-    with contextlib.suppress(Stopped), together(), checkpoint.guarded(resume, config.trust):
+    with contextlib.suppress(Stopped), together():
         trainer.fit(
             recipe,
             datamodule=data,
             ckpt_path=resume.path if resume else None,
-            weights_only=True if resume and resume.ranks is None else None,
+            weights_only=True if resume else None,
         )
         metrics |= trainer.callback_metrics
         # due by no count of steps, or this start found every step done and the end missing
@@ -252,11 +247,9 @@ def _leave(trainer: L.Trainer, step: int, stuck: bool) -> int:
 def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir, metrics: dict[str, float]) -> int:
     """Write the model and the summary (rank 0), and say where they are. Returns the exit code, 0."""
     if trainer.is_global_zero:
-        # inside DeepSpeed the module may be bf16; its checkpoint folder holds the fp32 weights
-        sam = checkpoint.load(folder.last, trust=recipe.config.trust) if folder.last.is_dir() else recipe.sam
         step, config = trainer.global_step, recipe.config
         provenance = {"recipe": config.recipe, "run": folder.path.name, "step": step, "seed": config.seed}
-        write(sam, folder.model, provenance)
+        write(recipe.sam, folder.model, provenance)
         folder.finish(step, metrics)
         scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val/"))
         say(f"finished at step {step}: {folder.result}" + (f"  {scores}" if scores else ""))

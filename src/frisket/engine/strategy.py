@@ -3,11 +3,9 @@
     trainer = L.Trainer(**place(config.place), …)
 
 Under Slurm (inside `srun`) nodes and devices come from Slurm, one task per device; anywhere else from the arguments.
-DeepSpeed ZeRO: Rajbhandari et al. 2020 (arXiv 1910.02054), through Lightning; stages 1 and 2 (the models here are
-small: stage 3 would only add traffic). The CPU subclass lets the tests run the real engine over gloo.
+DeepSpeed's stages: frisket.engine.zero.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import logging
@@ -18,18 +16,17 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning.pytorch.plugins.precision import DeepSpeedPrecision
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from frisket.checkpoint import Resume
+from frisket.engine.zero import WholeBatch, Zero
 from frisket.errors import UserError
 from frisket.place import Place
 
@@ -60,7 +57,7 @@ def place(where: Place) -> dict[str, Any]:
         raise UserError(
             f"place.devices={devices} but this machine shows {torch.cuda.device_count()} GPUs: ask for fewer"
         )
-    chosen = _strategy(where.strategy, on_cpu=accelerator == "cpu", world=num_nodes * devices)
+    chosen = _strategy(where, on_cpu=accelerator == "cpu", world=num_nodes * devices)
     deepspeed = where.strategy.startswith("deepspeed")
     return {
         "accelerator": accelerator,
@@ -85,18 +82,12 @@ def together() -> Iterator[None]:
         ) from error
 
 
-def fits(resume: Resume, strategy: str, world: int) -> None:
-    """Raise UserError when `world` ranks under `strategy` cannot go on from this checkpoint."""
-    saved = "DeepSpeed" if resume.ranks is not None else "DDP or a single device"
-    mend = "or take its weights into another run (name=…, init_from=…)"
-    if strategy.startswith("deepspeed") != (resume.ranks is not None):
+def fits(resume: Resume) -> None:
+    """Raise UserError where no start can go on from this checkpoint."""
+    if resume.path.is_dir():
         raise UserError(
-            f"{resume.path} was saved by {saved} and place.strategy={strategy} cannot go on from it: set the strategy "
-            f"it was trained with, {mend}"
-        )
-    if resume.ranks and resume.ranks != world:
-        raise UserError(
-            f"{resume.path} is split over {resume.ranks} ranks and this start has {world}: take as many, {mend}"
+            f"{resume.path} is DeepSpeed's own folder, as an earlier frisket kept it, and cannot be continued: take "
+            "its weights into another run (name=…, init_from=…)"
         )
 
 
@@ -142,77 +133,16 @@ def _slurm_size() -> tuple[int, int]:
     return int(os.environ.get("SLURM_NNODES", "1")), int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
 
 
-def _strategy(name: str, *, on_cpu: bool, world: int) -> Any:
-    backend = "gloo" if on_cpu else None
+def _strategy(where: Place, *, on_cpu: bool, world: int) -> Any:
+    name, common = where.strategy, {"process_group_backend": "gloo" if on_cpu else None, "timeout": PATIENCE}
     if name.startswith("deepspeed"):
         if importlib.util.find_spec("deepspeed") is None:
             raise UserError(f"place.strategy={name} needs DeepSpeed: pip install 'frisket[deepspeed]'")
-        if on_cpu:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
-        kind = CPUDeepSpeed if on_cpu else DeepSpeedStrategy
-        return kind(
-            stage=int(name[-1]),
-            logging_batch_size_per_gpu=1,  # for its own log; "auto" asks the loader for a batch_size it does not have
-            process_group_backend=backend,
-            timeout=PATIENCE,
-        )
+        stage = int(name.removeprefix("deepspeed_stage_")[0])
+        return Zero.at(stage, where.precision, offload=name.endswith("offload"), on_cpu=on_cpu, **common)
     if name == "auto" and world == 1:
         return "auto"
-    return DDPStrategy(
-        find_unused_parameters=False, gradient_as_bucket_view=True, process_group_backend=backend, timeout=PATIENCE
-    )
-
-
-class WholeBatch(DeepSpeedPrecision):
-    """DeepSpeed's precision without Lightning's cast of the batch, which cannot rebuild a Batch with its frozen Frames.
-
-    Images are uint8 anyway; autocast brings what the model makes of them to the weights' type.
-    """
-
-    def convert_input(self, data: Any) -> Any:
-        """Leave the batch as it is."""
-        return data
-
-    @contextlib.contextmanager
-    def forward_context(self) -> Iterator[None]:
-        """Autocast where the weights are half precision."""
-        if self._desired_dtype == torch.float32:
-            yield
-            return
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.autocast(device, dtype=self._desired_dtype):
-            yield
-
-
-class CPUDeepSpeed(DeepSpeedStrategy):
-    """DeepSpeed over gloo without a GPU, for tests: steps over three CUDA-only assumptions of Lightning's strategy."""
-
-    strategy_name = "deepspeed_cpu"
-
-    def setup_environment(self) -> None:
-        """Skip the parent's refusal of any accelerator but CUDA."""
-        super(DeepSpeedStrategy, self).setup_environment()
-
-    def setup_distributed(self) -> None:
-        """Skip the parent's check of device indices: CPU devices have none."""
-        reset_seed()
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
-
-    def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
-        """Give DeepSpeed the local rank; the parent passes `root_device.index`, which is None on CPU."""
-        import deepspeed  # an extra, and slow to import
-
-        engine, wrapped, _, _ = deepspeed.initialize(
-            args=argparse.Namespace(device_rank=self.local_rank),
-            config=self.config,
-            model=model,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            dist_init_required=False,
-        )
-        return engine, wrapped
+    return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True, **common)
 
 
 def quiet() -> None:

@@ -2,7 +2,7 @@
 
 A recipe is a file beside this one with `class Config(RecipeConfig)` and `class Module(Recipe)`; it defines
 `build_sam` and `training_step`. `frisket train configs/<recipe>.yaml` runs it. Randomness is a function of (seed,
-step, rank, keys), so a resumed run repeats an uninterrupted one without storing generator states.
+step, keys), so a resumed run repeats an uninterrupted one without storing generator states.
 """
 
 import zlib
@@ -235,8 +235,8 @@ class Recipe(L.LightningModule):
         return self
 
     def generator(self, batch: Batch) -> torch.Generator:
-        """A CPU generator for this step, rank and batch: batches accumulated into one step draw differently."""
-        text = f"{self.config.seed} {self.global_step} {self.global_rank} {' '.join(batch.keys)}"
+        """A CPU generator for this step and batch, whichever rank has it: batches of one step draw differently."""
+        text = f"{self.config.seed} {self.global_step} 0 {' '.join(batch.keys)}"  # the 0: rank 0's draws of ever
         return torch.Generator().manual_seed(zlib.crc32(text.encode()))  # torch reads 32 bits of a CPU seed
 
     def report(self, split: str, values: dict[str, Any], *, batch_size: int = 1) -> None:
@@ -316,8 +316,8 @@ class Recipe(L.LightningModule):
             settle(cast(LambdaLR, self.lr_schedulers()), self.configure_optimizers()["lr_scheduler"]["scheduler"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """What layers draw (dropout, drop path) is a function of seed, step, rank and keys, too, but another one. And a
-        row of the loggers holds what its own step reported: Lightning would repeat what another step of the epoch did.
+        """What layers draw (dropout, drop path) is a function of seed, step and keys, too, but another one. And a row
+        of the loggers holds what its own step reported: Lightning would repeat what another step of the epoch did.
         """
         if self._parts[0] != self.global_step and self.trainer._results is not None:
             self.trainer._results.reset()

@@ -28,7 +28,10 @@ def save(sam: Sam, path: Path | str, *, provenance: Mapping[str, Any] | None = N
 
     Raises UserError when the disk is full.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
+    state = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in sam.state_dict().items()
+    }
     content = {"frisket": FORMAT, **zoo.record(sam), "state_dict": state, "provenance": dict(provenance or {})}
     with atomic(path) as tmp:
         torch.save(content, tmp)

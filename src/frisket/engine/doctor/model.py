@@ -33,7 +33,7 @@ def model(plan: Plan) -> str:
     """Build it as training does, the teacher and `init_from` loaded, or its checkpoint's shape."""
     config, resume = plan.config, checkpoint.newest(plan.run.path)
     if resume:
-        fits(resume, config.place.strategy, plan.world)
+        fits(resume)
     recipe = plan.module(config, resume)
     recipe.check_resume(plan.run.path)
     plan.recipe, plan.data.stamp = recipe, recipe.stamp()
