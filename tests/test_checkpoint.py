@@ -147,6 +147,7 @@ import torch, deepspeed
 from frisket import checkpoint
 from frisket.weights.deepspeed import MODEL_STATES
 folder, weights = sys.argv[1:]
+deepspeed.ops.__compatible_ops__ = {}  # nothing is compiled
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.rendezvous", rank=0, world_size=1)
 module = torch.nn.Module()
 module.sam = checkpoint.load(weights)
