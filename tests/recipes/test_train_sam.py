@@ -46,7 +46,7 @@ def test_one_step_changes_every_parameter_and_no_buffer(recipe, fit: Fit) -> Non
     assert parameters - losers <= changed(before, module.sam) <= parameters
 
 
-def test_ranks_seeds_and_batches_draw_differently_and_each_repeats_itself(
+def test_seeds_and_batches_draw_differently_and_whichever_rank_has_one_draws_the_same(
     recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = recipe()
@@ -57,9 +57,8 @@ def test_ranks_seeds_and_batches_draw_differently_and_each_repeats_itself(
         module.config.seed = seed
         return int(torch.randint(2**31, (1,), generator=module.generator(batch)))
 
-    draws = [draw(0, 0, first), draw(1, 0, first), draw(0, 1, first), draw(0, 0, second)]
-    assert len(set(draws)) == 4
-    assert draw(1, 0, first) == draws[1]
+    assert len({draw(0, 0, first), draw(0, 1, first), draw(0, 0, second)}) == 3
+    assert draw(1, 0, first) == draw(0, 0, first)
 
 
 @pytest.mark.parametrize(("clicks", "refines"), [(0, 0), (1, 1)])
