@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,6 +164,8 @@ def ranks(work: Callable[[int], int], seconds: float = 200) -> list[int]:
             os.environ |= {"GROUP_RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}
             rank_zero_only.rank = rank  # read from the environment when Lightning is imported
             code = work(rank)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     end, codes = time.monotonic() + seconds, {}

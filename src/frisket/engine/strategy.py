@@ -74,8 +74,10 @@ def together() -> Iterator[None]:
     """Around whatever ranks do together. Raises UserError where they never met, or lost each other."""
     try:
         yield
-    except torch.distributed.DistError as error:
-        rank, said = os.environ.get("RANK", rank_zero_only.rank), str(error).splitlines()[0]
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):  # who died amid a sum, say
+            raise
+        rank, said = os.environ.get("RANK", rank_zero_only.rank), str(error).splitlines()[0].partition(" This is ")[0]
         raise UserError(
             f"rank {rank} never met the others, or lost them ({said}): the log of the rank that ended first says why; "
             "start the same command again"
