@@ -99,6 +99,20 @@ def test_open_files_are_bounded_and_not_shared_with_workers(shards, monkeypatch)
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def test_files_are_closed_with_the_dataset_that_opened_them(shards):
+    """Else a task that embeds a thousand shards ends at the limit of open files. A fork closes none of its parent's."""
+    tars, before = expand(shards(3, per_shard=1)), len(os.listdir("/proc/self/fd"))
+    dataset = IndexedShards(tars)
+    assert len({dataset[n]["__key__"] for n in range(3)}) == 3 and len(os.listdir("/proc/self/fd")) == before + 3
+    pid = os.fork()
+    if pid == 0:
+        del dataset
+        os._exit(0 if len(os.listdir("/proc/self/fd")) == before + 3 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    del dataset
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_members_apart_in_folders_and_gzip(tmp_path, raw_tar, record):
     r = [record(n) for n in range(4)]
     members = [(f"images/{x['__key__']}.jpg", x["jpg"]) for x in r]

@@ -154,10 +154,10 @@ class IndexedShards(torch.utils.data.Dataset):
     """
 
     def __init__(self, tars: Sequence[Path | str], exts: Sequence[str] = PAIR) -> None:
+        self._files: OrderedDict[tuple[int, int], int] = OrderedDict()
         self.indexes = [build_index(tar, exts) for tar in tars]
         self.counts = np.array([len(index) for index in self.indexes], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self._files: OrderedDict[tuple[int, int], int] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -210,6 +210,11 @@ class IndexedShards(torch.utils.data.Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
+
+    def __del__(self) -> None:
+        for (pid, _), file in self._files.items():
+            if pid == os.getpid():
+                os.close(file)
 
 
 # ---------------------------------------------------------------- writing
