@@ -218,19 +218,16 @@ def test_two_ranks_train_as_one(words: list[str], start: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # the compiler's time
 @pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None or shutil.which("c++") is None,
-    reason="needs DeepSpeed (pip install -c constraints.txt -e '.[deepspeed]') and a C++ compiler",
+    importlib.util.find_spec("deepspeed") is None,
+    reason="needs DeepSpeed: pip install -c constraints.txt -e '.[dev]'",
 )
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_zero_1_goes_on_and_packs_its_float32_weights(words: list[str], tmp_path: Path, precision: str) -> None:
-    more = ["place.strategy=deepspeed_stage_1", f"place.precision={precision}"]
-    for steps in (2, 3):
-        done = frisket(*words, *more, f"trainer.max_steps={steps}", DS_ACCELERATOR="cpu")
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_deepspeed_packs_float32_weights(words: list[str], tmp_path: Path) -> None:
+    more = ["place.strategy=deepspeed_stage_1", "place.precision=bf16-mixed", "trainer.max_steps=2"]
+    done = frisket(*words, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
     run = RunFiles(tmp_path / "qat_tiny")
-    assert run.packed.is_file() and len([row for row in read_csv(run.metrics) if row["train/loss"]]) == 3
+    assert run.packed.is_file() and len([row for row in read_csv(run.metrics) if row["train/loss"]]) == 2
     live = checkpoint.load(run.last).state_dict()
     assert all(value.dtype == torch.float32 for value in live.values())
     whole, coarse = live["mask_decoder.output_upscaling.0.weight_scale"], torch.bfloat16
