@@ -43,10 +43,11 @@ def started(world: int, work: Any) -> None:
 
 
 def toy(folder: Path, strategy: str, world: int, steps: int, precision: str = "32-true", *more: L.Callback) -> None:
-    """Start the toy run, or go on with it, to `steps`."""
+    """Start the toy run, or go on with it, to `steps`: two batches each, gradients clipped to 3."""
+    engine = {"devices": world, "strategy": strategy, "precision": precision}
 
     def work(rank: int) -> int:
-        left, _ = fit(folder, *more, steps=steps, every=2, devices=world, strategy=strategy, precision=precision)
+        left, _ = fit(folder, *more, steps=steps, every=2, accumulate=2, clip=3.0, **engine)  # type: ignore
         return 0 if left is None else 1
 
     started(world, work)
@@ -144,7 +145,7 @@ def test_kill_9_of_one_rank_or_all_then_the_same_command(tmp_path: Path, strateg
 
     def killed(rank: int) -> int:
         more = [callback] if rank in victims else []
-        fit(tmp_path / "killed", *more, steps=10, every=3, devices=2, strategy=strategy)
+        fit(tmp_path / "killed", *more, steps=10, every=3, devices=2, strategy=strategy, accumulate=2, clip=3.0)
         return 0
 
     codes = ranks(killed)

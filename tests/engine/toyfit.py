@@ -190,6 +190,7 @@ def fit(
     devices: int = 1,
     strategy: str = "auto",
     precision: str = "32-true",
+    clip: float | None = None,
 ) -> tuple[int | None, list[float]]:
     """Start or go on with the run in `folder`. Returns (step it was asked to stop at or None, the weights)."""
     run = RunDir(folder)
@@ -202,6 +203,7 @@ def fit(
         max_steps=steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
         val_check_interval=val_every * accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
