@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 import torch
 from toyfit import fit, in_a_child
-from toyrun import toy_run, toy_shards
+from toyrun import environment, toy_run, toy_shards
 
 from frisket.cli.main import main
 from frisket.engine import rundir
@@ -222,6 +222,29 @@ def test_wandb_starts_without_a_warning(no_key, tmp_path, capfd, monkeypatch):
     logger.close()
     said = capfd.readouterr()
     assert "anonymous" not in said.out + said.err
+
+
+SERVICE_KILLED = """
+import os, signal, subprocess, sys
+from frisket.engine.rundir import RunDir, wandb_log
+logger, _ = wandb_log(RunDir(sys.argv[1]), mode="offline", project="frisket", config={})
+logger.log_metrics({"loss": 1.0}, 0)
+for number in subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb"], capture_output=True).stdout.split():
+    os.kill(int(number), signal.SIGKILL)
+    os.waitpid(int(number), 0)
+for step in range(1, 200):  # until the broken pipe is noticed
+    logger.log_metrics({"loss": 1.0}, step)
+logger.close()
+print("went on")
+"""
+
+
+def test_a_killed_wandb_service_stops_no_training(no_key, tmp_path):
+    """scancel's SIGTERM reaches it, too."""
+    words = [sys.executable, "-c", SERVICE_KILLED, str(tmp_path)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert "went on" in done.stdout and done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B's own process is gone") == 1
 
 
 def test_wandb_is_offline_without_a_network_and_says_so(no_key, monkeypatch, tmp_path):

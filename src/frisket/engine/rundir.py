@@ -16,6 +16,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,8 @@ class CsvLog(Logger):
 class WandbCurve(WandbLogger):
     """Lightning's W&B logger, counting steps like metrics.csv does: optimizer steps done, from 1."""
 
+    _gone = False
+
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._wandb_init.pop("anonymous", None)  # even a None makes W&B warn that the word is old
@@ -211,12 +214,23 @@ class WandbCurve(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log under `trainer/global_step` = `step` + 1."""
-        super().log_metrics(metrics, None if step is None else step + 1)
+        log = super().log_metrics
+        self._ask(lambda: log(metrics, None if step is None else step + 1))
 
     def close(self) -> None:
         """End the W&B run now rather than at interpreter exit."""
         if self._experiment is not None:
-            self._experiment.finish()
+            self._ask(self._experiment.finish)
+
+    def _ask(self, work: Callable[[], Any]) -> None:
+        """Its service is a process of its own, which scancel ends at once: the checkpoint that we then save counts."""
+        if self._gone:
+            return
+        try:
+            work()
+        except Exception as error:
+            self._gone = True
+            warn(f"W&B's own process is gone ({error}): its curve ends here, metrics.csv goes on")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
