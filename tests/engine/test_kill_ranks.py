@@ -73,6 +73,7 @@ def left(run: RunFiles) -> tuple[Any, ...]:
     """What a run leaves behind and may not differ."""
     rows = [{k: v for k, v in row.items() if v and k != "epoch"} for row in read_csv(run.metrics)]
     kept = [{k: v for k, v in row.items() if not k.startswith(("speed/", "health/slowest"))} for row in rows]
+    assert [row["step"] for row in kept if "train/loss" in row] == [str(step + 1) for step in range(STEPS)]  # once each
     samples = [run.samples(rank).read_text() for rank in range(2)]
     metrics = json.loads(run.summary.read_text())["metrics"]
     return kept, samples, {name: value for name, value in metrics.items() if name.startswith("val/")}

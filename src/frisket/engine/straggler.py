@@ -40,7 +40,6 @@ class Straggler(L.Callback):
         self._mark = self._entered = self._own = 0.0
         self._events: list[Any] = []
         self._named: set[int] = set()
-        self._gathered = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """From here on a batch is waited for."""
@@ -64,11 +63,9 @@ class Straggler(L.Callback):
         elif self._entered:
             self._own += self.clock() - self._entered
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        """Compare, where it is due."""
-        step = trainer.global_step
-        if trainer.world_size > 1 and step and step % self.every == 0 and step != self._gathered:
-            self._gathered = step
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        """Compare, where it is due; now, since a checkpoint must find the whole row of its step on disk."""
+        if trainer.world_size > 1 and (trainer.global_step + 1) % self.every == 0:
             if self._events:
                 torch.cuda.synchronize()
                 self._own += sum(first.elapsed_time(last) for first, last in self._events) / 1000
@@ -85,6 +82,9 @@ class Straggler(L.Callback):
                         "and forward pass: look at that machine's disk, processor or GPU"
                     )
             self._named = set(slower)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """From here on a batch is waited for again."""
         self._mark = self.clock()
 
     def on_validation_end(self, *_: Any) -> None:
