@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from frisket.study.collect import read, summary, table
-from frisket.study.plan import StudyConfig, plan
+from frisket.study.collect import finish, read, summary, table
+from frisket.study.plan import Plan, StudyConfig, plan
 
 MASKS = "key,object,box,click1,other_box\n{key}0,0,{value},0.5,0.25\n{key}1,0,{value},0.5,0.25\n"
 
 
-def study(tmp_path: Path, limit: int = 2) -> dict:
-    """Two arms of one seed; of arm a, the second way is worse in the first photograph, which has three objects."""
+def judged(tmp_path: Path, limit: int = 2, seeds: tuple[int, ...] = (0,)) -> Plan:
+    """Two arms, all judged; of arm a, the second way is worse in the first photograph, which has three objects."""
     config = StudyConfig(
         out=str(tmp_path),
+        seeds=list(seeds),
         arms={"a": {"train": "train_lite"}, "b": {"train": "train_lite"}},
         everything={"grid": {"limit": 2}, "few": {"limit": limit}},
     )
@@ -30,8 +31,14 @@ def study(tmp_path: Path, limit: int = 2) -> dict:
             (step.folder / f"everything_{way}" / "per_image.csv").write_text(
                 "\n".join(["key,objects,ar1000,miou", *rows])
             )
-    judged = {step.name: [read(step.folder, laid.evaluations(step))] for step in laid.cells()}
-    return summary(judged, laid.against)
+        (step.folder / "metrics.csv").write_text("step,train/loss\n1,0.5\n")
+    return laid
+
+
+def study(tmp_path: Path, limit: int = 2) -> dict:
+    """The summary of one seed."""
+    laid = judged(tmp_path, limit)
+    return summary({s.name: [read(s.folder, laid.evaluations(s))] for s in laid.cells()}, laid.against)
 
 
 def test_every_object_counts_and_ways_are_compared(tmp_path: Path) -> None:
@@ -51,3 +58,11 @@ def test_every_object_counts_and_ways_are_compared(tmp_path: Path) -> None:
 
 def test_ways_of_other_photographs_are_not_compared(tmp_path: Path) -> None:
     assert set(study(tmp_path, limit=1)["pairs"]) == {"b-a"}
+
+
+def test_an_arm_of_which_a_seed_is_missing_is_left_out(tmp_path: Path) -> None:
+    """Else its mean of fewer seeds would stand beside the others'."""
+    laid = judged(tmp_path, seeds=(0, 1))
+    result = finish(laid, laid.cells()[:3])
+    assert list(result["arms"]) == ["a"] and len(result["arms"]["a"]["box"]["values"]) == 2
+    assert "not finished, and left out: b" in (tmp_path / "study.md").read_text()
