@@ -75,6 +75,17 @@ def test_finding_every_object_scores_one(lvis: dict[str, str], tiny_sam: Sam, mo
     assert all(word in task.sentence for word in ("32 x 32", "> 0.88", ">= 0.95", "LVIS lvis.json", "1000 masks"))
 
 
+def test_a_class_of_frequency_counts_its_own_objects(
+    lvis: dict[str, str], tiny_sam: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task(Config(task="everything", **lvis), 64)
+    item = task.load(1)
+    frequent = [mask for mask, of in zip(item.photo.rles, item.photo.categories, strict=True) if of == 1]
+    monkeypatch.setattr(module, "everything", lambda *_: answer(frequent))
+    numbers = task.summarise([task.answer(tiny_sam, item)])
+    assert (numbers["ar1000_f"], numbers["ar1000_r"]) == (1.0, 0.0) and np.isnan(numbers["ar1000_c"])
+
+
 def test_finding_nothing_scores_zero_and_is_drawn(lvis: dict[str, str], tiny_sam: Sam) -> None:
     block = {"points_per_side": 2, "pred_iou_thresh": 9}
     task = Task(Config(task="everything", everything=block, **lvis), 64)
