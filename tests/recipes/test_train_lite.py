@@ -14,6 +14,7 @@ from wandb_offline import read_runs
 from frisket import checkpoint, config
 from frisket.cli.main import main
 from frisket.errors import UserError
+from frisket.geometry import Frame
 from frisket.proposals import targets
 from frisket.recipes.base import ModelSpec
 from frisket.recipes.interactive import InteractiveConfig, first_prompts, own_heat
@@ -95,6 +96,16 @@ def test_a_share_of_points_comes_from_the_heat_maps(batch_of: Callable[..., Batc
     for given, expected in zip(deep, (uniform, (uniform + weighed) / 2, weighed), strict=True):
         assert given.tolist() == pytest.approx(expected.tolist(), abs=0.03)
     assert (weighed > uniform + 0.09).all()
+
+
+def test_an_objects_map_is_its_photographs_and_of_its_share_there(batch_of: Callable[..., Batch]) -> None:
+    """The same cells are a medium object of one photograph, and a small one of another that was fitted to its half."""
+    mask = torch.zeros(1, 16, 16, dtype=torch.bool)
+    mask[0, 4:9, 4:9] = True
+    batch = batch_of([mask, mask])
+    batch.frames[1] = Frame((128, 128), (64, 64), 64)  # with areas in pixels of the original: 400 of each
+    batch.heat = torch.rand(2, 3, 16, 16)
+    assert torch.equal(own_heat(batch), torch.stack([batch.heat[0, 1], batch.heat[1, 0]]))
 
 
 def test_without_heat_maps_that_share_is_refused(recipe) -> None:
