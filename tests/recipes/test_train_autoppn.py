@@ -14,10 +14,11 @@ from frisket.data.module import ShardData
 from frisket.errors import UserError
 from frisket.everything import autoppn
 from frisket.everything.generator import everything
-from frisket.geometry import CELL
+from frisket.geometry import CELL, inside
 from frisket.models.auto_ppn import Proposals, pick
 from frisket.models.zoo import build
 from frisket.predict.predictor import Predictor
+from frisket.proposals import hard_heat_loss
 from frisket.recipes.finetune_decoder import Config as AlignConfig
 from frisket.recipes.finetune_decoder import Module as Align
 from frisket.recipes.proposing import PpnConfig
@@ -79,6 +80,23 @@ def test_targets_are_in_the_frames_of_the_batch(recipe) -> None:
         cells = (answer.points[owner][sure] / CELL).long()
         assert mask[cells[:, 1], cells[:, 0]].any()
         assert (answer.boxes[owner][answer.scores[owner] > 1 - 1e-5] - box).abs().amax(-1).min() < 8
+
+
+def test_recall_is_whole_for_proposals_that_are_the_targets(recipe) -> None:
+    module = recipe()
+    batch = first_batch(module)
+    module.ppn.register_forward_hook(lambda *_: Proposals(batch.heat.logit(), batch.ways))  # nothing but peaks is > 0
+    module.validation_step(batch, 0)
+    assert module.recall.compute() == 1
+
+
+def test_the_losses_weights_and_grouping_are_the_settings(recipe) -> None:
+    module = recipe(ppn=PpnConfig(grouped=False, heat=2, box=3))
+    batch, embedding = first_batch(module), torch.randn(4, 256, 4, 4)
+    loss, terms = module.ppn_loss(embedding, batch)
+    assert float(loss) == pytest.approx(2 * float(terms["heat"]) + 3 * float(terms["box"]))
+    valid, heat = inside(batch.sizes, 16, CELL), module.ppn(embedding).heat
+    assert torch.equal(terms["heat"], hard_heat_loss(heat, batch.heat, valid=valid, grouped=False))
 
 
 @pytest.mark.parametrize(
