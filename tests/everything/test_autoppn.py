@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,11 @@ from PIL import Image
 
 from frisket import checkpoint
 from frisket.cli.main import main
+from frisket.everything import autoppn
+from frisket.models.auto_ppn import pick
 from frisket.models.zoo import build
+from frisket.predict.predictor import Predictor
+from frisket.sample import FOREGROUND, Prompts
 
 WORDS = ["mode=everything", "everything.strategy=autoppn", "place.accelerator=cpu"]
 OPEN = ["everything.pred_iou_thresh=-9", "everything.stability_score_thresh=0", "everything.box_nms_thresh=1"]
@@ -49,3 +54,25 @@ def test_nothing_above_the_threshold_is_a_sentence(
     words = ["predict", str(photo), *WORDS, f"checkpoint={lite}", f"out={out}"]
     assert main([*words, "everything.pred_iou_thresh=9"]) == 0
     assert json.loads(out.with_suffix(".json").read_text())["masks"] == [] and "lower" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fill", [True, False])
+@pytest.mark.parametrize("ask", ["point", "box", "point+box"])
+@torch.no_grad()
+def test_it_asks_with_what_the_settings_say(lite: Path, ask: Any, fill: bool) -> None:
+    predictor = Predictor(checkpoint.load(lite))
+    predictor.set_image(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    proposals = predictor.sam.auto_ppn(predictor.embedding)
+    points, boxes, scores, _ = (part[0] for part in pick(proposals, torch.tensor([[48, 64]]), 150, fill=fill))
+    count = int((scores > 0).sum())
+    assert count == 150 if fill else 0 < count < 150
+    prompts = Prompts(points[:count, None], torch.full((count, 1), FOREGROUND), boxes[:count])
+    if ask == "box":
+        prompts.points = prompts.labels = None
+    if ask == "point":
+        prompts.boxes = None
+    expected = predictor.ask(prompts, multimask=ask == "point").iou
+    config = autoppn.Config(points=150, fill=fill, ask=ask, pred_iou_thresh=-9, stability_score_thresh=0)
+    parts = list(autoppn.Strategy(config).ask(predictor, 0))
+    assert sum(part.asked for part in parts) == expected.numel()
+    assert max(part.highest for part in parts) == pytest.approx(float(expected.max()), abs=1e-6)
