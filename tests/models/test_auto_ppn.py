@@ -90,7 +90,7 @@ def picked(proposals: Proposals, sizes: torch.Tensor, count: int) -> list[list[t
                     inner = around[: max(0, -(-(height - 2) // 4) - max(0, i - reach)),
                                    : max(0, -(-(width - 2) // 4) - max(0, j - reach))]  # fmt: skip
                     if heat[b, g, i, j] >= inner.max():
-                        left, up, right, down = (4 * side * boxes[b, g, :, i, j]).tolist()
+                        left, up, right, down = (4 * side * boxes[b, g, :, i, j].clamp(min=0)).tolist()
                         x, y = 4 * j + 2, 4 * i + 2
                         box = (max(0, x - left), max(0, y - up), min(width, x + right), min(height, y + down))
                         found.append((float(heat[b, g, i, j].sigmoid()), g, (x - 0.5, y - 0.5), box))
@@ -102,7 +102,7 @@ def picked(proposals: Proposals, sizes: torch.Tensor, count: int) -> list[list[t
 def test_the_picker_takes_the_highest_peaks_of_the_photograph(groups: int) -> None:
     generator = torch.Generator().manual_seed(1)
     heat = torch.randn(2, groups, 24, 24, generator=generator)
-    boxes = torch.rand(2, groups, 4, 24, 24, generator=generator) * 0.4
+    boxes = torch.rand(2, groups, 4, 24, 24, generator=generator) * 0.5 - 0.1  # a side may be told behind the centre
     sizes = torch.tensor([[96, 70], [61, 96]])
     heat[:, :, 20:, 20:] = 9.0  # loud padding of both
     answer = pick(Proposals(heat, boxes), sizes, 20)
