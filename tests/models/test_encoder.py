@@ -115,6 +115,12 @@ def test_rates_fall_layer_by_layer_from_the_end_to_the_input(encoder: Any) -> No
     assert all(len(starts) < 2 for starts in owners.values())
     left = {name.split(".")[0] for name, starts in owners.items() if not starts}
     assert left <= {"neck", "norm_head", "head"}
+    parts, asked = dict(encoder.named_modules()), []
+    for start, rate in rates.items():
+        if start in parts:
+            parts[start].register_forward_hook(lambda *_, rate=rate: asked.append(rate))
+    encoder(torch.empty(1, 3, 32, 32, device="meta"))
+    assert asked == sorted(asked)  # what stands between two stages, too, has a rate of its place
 
 
 def test_images_lose_branches_while_training_and_never_else(small: Any) -> None:
