@@ -127,7 +127,10 @@ def test_the_neck_hears_both_stages_and_keeps_their_places() -> None:
     fine2, coarse2 = fine.clone(), coarse.clone()
     fine2[:, :, 4, 10] += 1  # cell (2, 5) of the embedding
     coarse2[:, :, 2, 5] += 1
-    for changed in (neck(fine2, coarse), neck(fine, coarse2)):
+    changes = [(before, neck(fine2, coarse)), (before, neck(fine, coarse2))]
+    neck.join.weight.data[:, 4:] = 0  # the way of the fine stage alone: it hears the coarse one, too
+    changes.append((neck(fine, coarse), neck(fine, coarse2)))
+    for before, changed in changes:
         moved = (changed - before).abs().sum(dim=1)[0] > 1e-12
         rows, columns = moved.nonzero(as_tuple=True)
         assert moved[2, 5] and int((rows - 2).abs().max()) <= 1 and int((columns - 5).abs().max()) <= 1
