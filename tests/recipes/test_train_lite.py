@@ -108,6 +108,17 @@ def test_an_objects_map_is_its_photographs_and_of_its_share_there(batch_of: Call
     assert torch.equal(own_heat(batch), torch.stack([batch.heat[0, 1], batch.heat[1, 0]]))
 
 
+def test_an_object_that_no_map_shows_keeps_its_uniform_point(batch_of: Callable[..., Batch]) -> None:
+    """As one that covers nearly all of the photograph: the maps leave it out."""
+    mask = torch.ones(1, 16, 16, dtype=torch.bool)
+    mask[0, 15, 15] = False
+    batch = batch_of([mask])
+    batch.heat = torch.zeros(1, 3, 16, 16)
+    config = InteractiveConfig(box_probability=0, from_heat=1)
+    x, y = (first_prompts(batch, config, torch.Generator().manual_seed(0)).points[0, 0] / 4).long().tolist()
+    assert mask[0, y, x]
+
+
 def test_without_heat_maps_that_share_is_refused(recipe) -> None:
     module = recipe()
     batch = first_batch(module)
