@@ -63,7 +63,11 @@ MailProg=/bin/true
 GresTypes=gpu
 NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=$cpus RealMemory=1000 Gres=gpu:$gpus State=UNKNOWN
 NodeName=node2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=$cpus RealMemory=1000 Gres=gpu:$gpus State=UNKNOWN
-PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 CONF
 }
 
@@ -76,7 +80,7 @@ start() {
   slurmd -N node1 -f "$SLURM_CONF"
   slurmd -N node2 -f "$SLURM_CONF"
   for _ in {1..150}; do
-    if [ "$(sinfo -h -N -o %T 2>/dev/null | grep -cx idle)" = 2 ]; then
+    if [ "$(sinfo -h -N -p test -o %T 2>/dev/null | grep -cx idle)" = 2 ]; then
       trap - ERR
       return
     fi

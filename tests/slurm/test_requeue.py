@@ -1,9 +1,11 @@
-"""The real thing: two Slurm nodes train, are asked to leave, requeue, go on under the same W&B id, and end."""
+"""The real thing: two Slurm nodes train, are preempted, cancelled, at their time limit, one of them dies; the run goes
+on under the same W&B id, and ends."""
 
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from toyrun import ROOT, environment, toy_run, toy_shards
+from toyrun import ROOT, command, environment, toy_run, toy_shards
 from wandb_offline import read_runs
 
+from frisket.checkpoint import newest
 from frisket.engine.rundir import read_csv
+from frisket.runfiles import RunFiles
 
 STEPS = 60
 SETTINGS = """
@@ -50,7 +54,7 @@ def state(job: str, env: dict[str, str]) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.xdist_group("slurm")
-def test_distill_is_requeued_resumes_and_feeds_the_decoder(slurm, tiny_teacher, tmp_path):
+def test_distill_is_preempted_resumes_and_feeds_the_decoder(slurm, tiny_teacher, tmp_path):
     data, val = toy_shards(tmp_path / "data", 30), toy_shards(tmp_path / "val", 4, "val")
     overlay = tmp_path / "tiny.yaml"
     overlay.write_text(SETTINGS.format(data=data, val=val))
@@ -72,7 +76,8 @@ def test_distill_is_requeued_resumes_and_feeds_the_decoder(slurm, tiny_teacher, 
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=True,
     ).stdout.strip()  # fmt: skip
     wait("step 3", lambda: len(steps()) >= 3, log)
-    subprocess.run(["scancel", "--signal=USR1", job], env=env, check=True, timeout=30)
+    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--ntasks-per-node=1", "--gres=gpu:4", "--output=/dev/null"]
+    subprocess.run([*urgent, "--wrap=true"], cwd=ROOT, env=env, check=True, timeout=30, capture_output=True)
     wait("the requeue", lambda: "Restarts=1" in shown(job, env), log)
     stopped = torch.load(run / "checkpoints" / "preempt.ckpt", weights_only=True)["global_step"]
     assert 3 <= stopped < STEPS
@@ -132,7 +137,8 @@ exec {python} -m frisket "$@"
 @pytest.mark.timeout(1500)
 @pytest.mark.xdist_group("slurm")
 def test_a_signal_before_anything_can_hold_it_requeues_the_job(slurm, tmp_path):
-    """In the first second: the process that becomes `frisket` has not even started Python."""
+    """The process that becomes `frisket` has not even started Python: here Slurm itself warns, of a time limit that is
+    nearer than the script's --signal."""
     data, born, log = toy_shards(tmp_path / "data", 6), tmp_path / "born", tmp_path / "job.out"
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")  # without the checkout's .venv, which would go first in PATH
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -141,6 +147,7 @@ def test_a_signal_before_anything_can_hold_it_requeues_the_job(slurm, tmp_path):
     env = environment(GLOO_SOCKET_IFNAME="lo", **slurm)
     env["PATH"] = f"{tmp_path}{os.pathsep}{env['PATH']}"
     sbatch = ["sbatch", "--parsable", "--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-task=1", f"--output={log}"]
+    sbatch.append("--time=2")
     words = [
         *toy_run(data, tmp_path / "runs"),
         "data.val=null",
@@ -153,10 +160,77 @@ def test_a_signal_before_anything_can_hold_it_requeues_the_job(slurm, tmp_path):
     ).stdout.strip()  # fmt: skip
     try:
         wait("the start", born.exists, log)
-        subprocess.run(["scancel", "--signal=USR1", job], env=env, check=True, timeout=60)
         wait("the end", lambda: "Restarts=1" in shown(job, env) or state(job, env) in ("COMPLETED", "FAILED"), log)
         text = log.read_text()
         assert "left with code 75" in text and "Restarts=1" in shown(job, env), text
         assert "stopped on request at step 0;" in text
     finally:
         subprocess.run(["scancel", job], env=env, timeout=60)
+
+
+def of_node(job: str, node: str) -> set[int]:
+    """A job's processes on a node, Slurm's own among them."""
+    numbers = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            about = (process / "environ").read_bytes().split(b"\0")
+            if {f"SLURM_JOB_ID={job}".encode(), f"SLURMD_NODENAME={node}".encode()} <= set(about):
+                numbers |= {int(process.name), int((process / "stat").read_text().rpartition(")")[2].split()[1])}
+        except OSError:  # it has just ended
+            continue
+    return numbers
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.xdist_group("slurm")
+def test_a_cancelled_job_and_a_dead_node_lose_nothing(slurm, tmp_path):
+    """scancel: the step is kept, CANCELLED. A node without power: the others leave with a sentence, env.sh's minute
+    (here two seconds) later the job ends, FAILED once the node answers again, and the last checkpoint counts. The same
+    command goes on both times."""
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    script = tmp_path / "slurm" / "env.sh"
+    script.write_text(script.read_text().replace("--wait=60", "--wait=2"))
+    data, log, run = toy_shards(tmp_path / "data", 6), tmp_path / "job.out", RunFiles(tmp_path / "runs" / "train_sam")
+    env = environment(GLOO_SOCKET_IFNAME="lo", **slurm)
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    words = [*toy_run(data, tmp_path / "runs", checkpoint_every=2), "log.wandb=offline", "data.val=null"]
+    words += ["data.global_batch=2", "model.encoder.global_blocks=[1]"]
+    sbatch = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-task=1"]
+
+    def steps() -> list[int]:
+        return [int(row["step"]) for row in read_csv(run.metrics)]
+
+    def submit(after: int) -> str:
+        """The number of a job, once it has made some steps more than `after`."""
+        sent = [*sbatch, f"--output={log}", "slurm/train_sam.sh", *words, "trainer.max_steps=100000"]
+        done = subprocess.run(sent, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True)
+        wait("steps", lambda: len(steps()) > after + 2, log)
+        return done.stdout.strip()
+
+    job = submit(0)
+    subprocess.run(["scancel", job], env=env, check=True, timeout=60)
+    wait("the end", lambda: state(job, env) == "CANCELLED" and run.preempt.exists(), log)
+    stopped = torch.load(run.preempt, weights_only=True)["global_step"]
+    assert steps() == list(range(1, stopped + 1)) and "Restarts=0" in shown(job, env)
+    assert f"stopped on request at step {stopped};" in log.read_text()
+
+    job = submit(stopped)
+    pid = Path(slurm["SLURM_CONF"]).parent / "run" / "slurmd-node2.pid"
+    try:
+        for number in {int(pid.read_text()), *of_node(job, "node2")}:
+            os.kill(number, signal.SIGKILL)
+        wait("the end", lambda: "left with code 2" in log.read_text(), log)
+    finally:
+        subprocess.run(["slurmd", "-N", "node2", "-f", slurm["SLURM_CONF"]], env=env, check=True, timeout=60)
+    wait("the state", lambda: state(job, env) == "FAILED", log)
+    assert "rank 0 never met the others, or lost them" in log.read_text()
+    reached, saved = steps()[-1], newest(run.path)
+    assert saved is not None and reached - 2 <= saved.step <= reached
+
+    here = [*words, "place.devices=1", "log.wandb=offline", f"trainer.max_steps={reached + 2}"]
+    done = subprocess.run(command("train", "train_sam", *here), env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert steps() == list(range(1, reached + 3))
+    assert {part.id for part in read_runs(run.path / "wandb")} == {run.wandb.read_text().strip()}
