@@ -56,8 +56,8 @@ demo: $(READY)  ## two cores, 8 minutes: data, teacher, student, aligned decoder
 test: $(READY)  ## the CPU test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests $(ARGS)
 
-test-gpu: $(READY)  ## the tests marked gpu, on a machine with one
-	$(BIN)/python -m pytest -m gpu tests $(ARGS)
+test-gpu: $(READY)  ## the tests marked gpu, on a machine with one, within ten minutes; figures: docs/results/gpu.json
+	FRISKET_GPU_RESULTS=docs/results/gpu.json timeout 600 $(BIN)/python -m pytest -m gpu tests $(ARGS)
 
 bench: $(READY)  ## speed as ratios against a baseline in the same process, each with a correctness guard
 	$(FRISKET) bench configs/bench.yaml $(ARGS)
