@@ -210,6 +210,9 @@ def test_a_run_trains_changes_are_named_and_a_finished_run_says_so(capsys, tmp_p
     assert "train_sam, from the start" in capsys.readouterr().out
     assert main(["train", *toy_run(data, tmp_path, max_steps=2)]) == 0
     assert "is finished (step 2)" in capsys.readouterr().out
+    other = ["recipe=train_lite", "name=train_sam", "model.name=sam_vit_t", "model.encoder.global_blocks=[1]"]
+    assert main(["train", *toy_run(data, tmp_path, max_steps=2), *other]) == 2
+    assert "was finished by train_sam, and this is train_lite: set name=" in capsys.readouterr().err
     assert main(["train", *toy_run(data, tmp_path, max_steps=3), "optim.lr=0.5"]) == 0
     said = capsys.readouterr().out
     assert "continuing from" in said

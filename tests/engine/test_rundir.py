@@ -89,10 +89,10 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
 def test_a_run_is_finished_when_it_has_its_summary_and_its_model(tmp_path):
     run = RunDir(tmp_path)
     assert run.finished() is None
-    run.finish(3, {"val/loss": 0.5})
+    run.finish(3, {"val/loss": 0.5}, "toy")
     assert run.finished() is None  # somebody took the model away: the end is made again
     run.model.touch()
-    assert run.finished() == {"step": 3, "metrics": {"val/loss": 0.5}}
+    assert run.finished() == {"step": 3, "recipe": "toy", "metrics": {"val/loss": 0.5}}
 
 
 def test_an_unwritable_folder_is_one_sentence(tmp_path):
@@ -136,7 +136,7 @@ def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, capfd, numb
         for _ in range(2):
             run = RunDir(tmp_path)
             run.open()
-            run.finish(1, {})
+            run.finish(1, {}, "toy")
             run.close()
 
     assert in_a_child(work) == 0

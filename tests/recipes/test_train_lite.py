@@ -67,6 +67,14 @@ def encoder_gradient(module: Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in module.sam.image_encoder.parameters()])
 
 
+def test_another_model_that_init_from_brings_is_named(
+    recipe, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe(init_from=str(tiny_teacher)).sam.auto_ppn is not None
+    said = capsys.readouterr().out
+    assert f"init_from={tiny_teacher} brings sam_vit_t; model.name=lite_sam_640 is not used" in said
+
+
 def test_detached_proposals_leave_the_encoder_to_the_masks(recipe) -> None:
     weak, strong = PpnConfig(heat=1e-3, box=1e-3), PpnConfig(heat=10, box=10)
     apart = [encoder_gradient(recipe(detach_ppn=True, ppn=ppn)) for ppn in (weak, strong)]
@@ -156,8 +164,12 @@ def test_the_gallery_shows_heat_maps_with_the_picked_points(recipe, tiny_shards:
     batch = first_batch(module)
     (shown,) = [made for made in module.gallery_columns(batch).values() if isinstance(made, list)]
     _, picked = module.proposed(batch)
-    for panel, points, (height, width) in zip(shown, picked.points, batch.sizes.tolist(), strict=True):
-        assert panel.image.shape == (3, height, width) and torch.equal(panel.points, points[:64])
+    for panel, points, scores, (height, width) in zip(
+        shown, picked.points, picked.scores, batch.sizes.tolist(), strict=True
+    ):
+        peaks = points[scores > 0]  # few here; what fills up is no peak, and in the order of cells
+        assert panel.image.shape == (3, height, width) and torch.equal(panel.points, peaks[:64])
+        assert 0 < len(panel.points) == len(panel.labels)
     more = [f"data.val={tiny_shards / 'val'}", "log.gallery_every=1", "log.gallery_images=2", "trainer.max_steps=1"]
     more += ["log.wandb=offline"]
     assert main(words(tiny_shards, tmp_path, *more)) == 0

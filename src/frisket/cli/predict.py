@@ -204,11 +204,12 @@ def _everything(predictor: Predictor, config: PredictConfig, picture: Path, out:
     if not len(masks) and not set(LIMITS) & set(config.everything):
         wanted, made = made, own_limits(predictor, made)
         masks = everything(predictor, made)
-        note = (
-            f"no mask passed predicted IoU > {wanted.pred_iou_thresh:g} and stability >= "
-            f"{wanted.stability_score_thresh:g}; kept by this checkpoint's own limits, > {made.pred_iou_thresh:g} and "
-            f">= {made.stability_score_thresh:g}: the best tenth by predicted IoU, of those the steadier half"
-        )
+        if len(masks):
+            note = (
+                f"no mask passed predicted IoU > {wanted.pred_iou_thresh:g} and stability >= "
+                f"{wanted.stability_score_thresh:g}; kept by this checkpoint's own limits, > {made.pred_iou_thresh:g} "
+                f"and >= {made.stability_score_thresh:g}: the best tenth by predicted IoU, of those the steadier half"
+            )
     size = masks.size if max(masks.size) <= SHEET else Frame.fit(masks.size, SHEET).size
     drawn = overlay(resize_image(predictor.image, size), rle.thumbnails(masks.rles, size))
     more = {"everything": describe(made), "note": note, "asked": masks.asked, "masks": masks.records()}

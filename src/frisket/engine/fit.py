@@ -79,6 +79,11 @@ def _finished(folder: RunDir, config: RecipeConfig) -> bool:
     done = folder.finished()
     if not done or done["step"] < config.trainer.max_steps:
         return False
+    made = done.get("recipe", config.recipe)  # an earlier frisket did not say
+    if made != config.recipe:
+        raise UserError(
+            f"{folder.path} was finished by {made}, and this is {config.recipe}: set name=… for another run"
+        )
     say(
         f"{folder.path} is finished (step {done['step']}): {folder.result}. "
         "Raise trainer.max_steps to go on, or set name=… for another run."
@@ -250,7 +255,7 @@ def _finish(trainer: L.Trainer, recipe: Recipe, folder: RunDir, metrics: dict[st
         step, config = trainer.global_step, recipe.config
         provenance = {"recipe": config.recipe, "run": folder.path.name, "step": step, "seed": config.seed}
         write(recipe.sam, folder.model, provenance)
-        folder.finish(step, metrics)
+        folder.finish(step, metrics, config.recipe)
         scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val/"))
         say(f"finished at step {step}: {folder.result}" + (f"  {scores}" if scores else ""))
     trainer.strategy.barrier("frisket.finished")

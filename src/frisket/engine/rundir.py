@@ -1,7 +1,7 @@
 """The run folder: what one run leaves behind (frisket.runfiles names it), and what its next start continues from.
 
     run = RunDir("runs/demo")
-    run.open()                      # creates, locks and mends; then train; then run.finish(step, metrics); run.close()
+    run.open()                      # creates, locks and mends; then train; then run.finish(…); run.close()
 
 Our choice. Rank 0 writes; the other ranks only read.
 """
@@ -125,9 +125,9 @@ class RunDir(RunFiles):
             warn(f"{self.summary} is damaged ({error}): finishing the run again")
             return None
 
-    def finish(self, step: int, metrics: dict[str, float]) -> None:
+    def finish(self, step: int, metrics: dict[str, float], recipe: str) -> None:
         """Write the summary that marks the run as finished."""
-        write_json(self.summary, {"step": step, "metrics": metrics})
+        write_json(self.summary, {"step": step, "recipe": recipe, "metrics": metrics})
 
     def stalled(self) -> bool:
         """Whether the last start was stopped before it had made a step."""

@@ -50,7 +50,11 @@ class Strategy(BaseStrategy):
         sizes, proposals = torch.tensor([frame.size], device=sam.device), sam.auto_ppn(predictor.embedding)
         points, boxes, scores, _ = (part[0] for part in pick(proposals, sizes, config.points, fill=config.fill))
         count = max(1, int((scores > 0).sum()))  # those after are padding or, without `fill`, no peaks
-        for chosen in torch.arange(count).split(config.points_per_batch):
+        index = torch.arange(count)
+        if config.ask == "point":  # a cell may be a peak of two groups, whose boxes differ: one click is enough
+            same = (points[:count, None] == points[None, :count]).all(-1).tril(-1).any(1)
+            index = index[~same.cpu()]
+        for chosen in index.split(config.points_per_batch):
             xy = points[chosen]
             clicked, labels = xy[:, None], torch.full((len(chosen), 1), FOREGROUND, device=sam.device)
             prompts = Prompts() if config.ask == "box" else Prompts(clicked, labels)
@@ -60,4 +64,5 @@ class Strategy(BaseStrategy):
 
     def words(self) -> str:
         """How many, and asked how."""
-        return f"{self.config.points} points of AutoPPN, asked by {self.config.ask}"
+        kind = "points" if self.config.fill else "peaks"
+        return f"{kind} of AutoPPN, {self.config.points} at most, asked by {self.config.ask}"

@@ -208,6 +208,12 @@ class Recipe(L.LightningModule):
                 f"init_from={self.config.init_from} holds a model of {sam.image_size} px and "
                 f"data.image_size={self.config.data.image_size}: set data.image_size={sam.image_size}"
             )
+        for key, spec in specs(self.config).items():
+            if spec.name != sam.name and not self.resume and rank_zero_only.rank == 0:
+                print(
+                    f"init_from={self.config.init_from} brings {sam.name}; {key}.name={spec.name} is not used",
+                    flush=True,
+                )
         return sam
 
     def start_encoder(self) -> None:
@@ -319,8 +325,9 @@ class Recipe(L.LightningModule):
         """What layers draw (dropout, drop path) is a function of seed, step and keys, too, but another one. And a row
         of the loggers holds what its own step reported: Lightning would repeat what another step of the epoch did.
         """
-        if self._parts[0] != self.global_step and self.trainer._results is not None:
-            self.trainer._results.reset()
+        results = self._trainer._results if self._trainer else None  # a bare loop has no Trainer
+        if self._parts[0] != self.global_step and results is not None:
+            results.reset()
         torch.manual_seed(self.generator(batch).initial_seed() ^ 0x5EED)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

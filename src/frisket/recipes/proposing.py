@@ -106,8 +106,9 @@ class Proposing(Recipe):
         """And the heat maps with the surest of the picked points."""
         (heat, _), picked = self.proposed(batch)
         shown = []
+        surest = [points[scores > 0][:SHOWN].cpu() for points, scores in zip(picked.points, picked.scores, strict=True)]
         for photo, chances, (height, width), points in zip(
-            batch.images, heat.sigmoid(), batch.sizes.tolist(), picked.points[:, :SHOWN].cpu(), strict=True
+            batch.images, heat.sigmoid(), batch.sizes.tolist(), surest, strict=True
         ):
             seen = chances[:, : -(-height // CELL), : -(-width // CELL)]
             image, labels = heated(photo[:, :height, :width], seen), torch.ones(len(points))
