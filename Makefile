@@ -28,7 +28,7 @@ endif
 FRISKET := $(BIN)/frisket
 HERE := configs/on/cpu.yaml out=$(DEMO) data.train=$(DEMO)/data/train data.val=null
 
-.PHONY: help setup demo test test-gpu bench check clean $(RUNS) evaluate study
+.PHONY: help setup demo test test-long test-gpu bench check clean $(RUNS) evaluate study
 
 help:  ## show this list
 	@grep -hE '^[a-z$$()RUNS-]+:.*##' $(MAKEFILE_LIST) | sed 's/\$$(RUNS)/$(RUNS)/' | awk -F ':.*## ' '{printf "  make %-52s %s\n", $$1, $$2}'
@@ -55,6 +55,10 @@ demo: $(READY)  ## two cores, 8 minutes: data, teacher, student, aligned decoder
 
 test: $(READY)  ## the CPU test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests $(ARGS)
+
+test-long: $(READY)  ## what the suite leaves out to stay short: a dead node, kills at ten places each
+	FRISKET_LONG=1 FRISKET_KILLS=10 FRISKET_SEEDS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	  tests/slurm/test_requeue.py tests/engine/test_kill_ranks.py tests/engine/test_zero.py $(ARGS)
 
 test-gpu: $(READY)  ## the tests marked gpu, on a machine with one, within ten minutes; figures: docs/results/gpu.json
 	FRISKET_GPU_RESULTS=docs/results/gpu.json timeout 600 $(BIN)/python -m pytest -m gpu tests $(ARGS)

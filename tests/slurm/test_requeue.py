@@ -182,6 +182,7 @@ def of_node(job: str, node: str) -> set[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("FRISKET_LONG" not in os.environ, reason="a minute or two: make test-long runs it")
 @pytest.mark.timeout(1500)
 @pytest.mark.xdist_group("slurm")
 def test_a_cancelled_job_and_a_dead_node_lose_nothing(slurm, tmp_path):
