@@ -143,7 +143,10 @@ def recorded(training: Path) -> Resume:
     if folder and parts != content.get("dp_world_size", parts):
         raise UserError(f"{training} has {parts} of the {content['dp_world_size']} parts that its ranks wrote")
     states = [] if folder else content["optimizer_states"]
-    groups = tuple(len(group["params"]) for state in states for group in state["param_groups"])
+    try:
+        groups = tuple(len(group["params"]) for state in states for group in state["param_groups"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{training} holds no state of an optimizer ({error}): it cannot be continued") from error
     return Resume(training, step, *model(record, training), shapes, groups, quantization(record))
 
 

@@ -57,7 +57,8 @@ class Zero(DeepSpeedStrategy):
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
         self._parameters = tuple(list(group["params"]) for group in optimizer.param_groups)
-        engine, zero, _, _ = deepspeed.initialize(
+        initialize: Any = deepspeed.initialize  # its types say less than it takes and gives
+        engine, zero, _, _ = initialize(
             args=argparse.Namespace(device_rank=self.local_rank),
             config=self.config,
             model=model,
@@ -185,7 +186,8 @@ class CPUZero(Zero):
         else DeepSpeed tries them all, and makes one that gloo does not need."""
         import deepspeed
 
-        deepspeed.ops.__compatible_ops__ = {}
+        ops: Any = deepspeed.ops
+        ops.__compatible_ops__ = {}
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()

@@ -105,5 +105,5 @@ def _merge(folder: Path, name: str, trust: bool) -> dict[str, Tensor]:
             "or load the run's model.pt"
         ) from error
     with guarded(folder, trust):
-        merged = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=name)
+        merged: Any = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=name)
     return {key: value.float() for key, value in merged.items()}
