@@ -52,8 +52,9 @@ class Strategy(BaseStrategy):
         count = max(1, int((scores > 0).sum()))  # those after are padding or, without `fill`, no peaks
         index = torch.arange(count)
         if config.ask == "point":  # a cell may be a peak of two groups, whose boxes differ: one click is enough
-            same = (points[:count, None] == points[None, :count]).all(-1).tril(-1).any(1)
-            index = index[~same.cpu()]
+            cells, which = points[:count].cpu().unique(dim=0, return_inverse=True)
+            first = index.new_full((len(cells),), count).scatter_reduce(0, which, index, "amin")
+            index = first.sort().values
         for chosen in index.split(config.points_per_batch):
             xy = points[chosen]
             clicked, labels = xy[:, None], torch.full((len(chosen), 1), FOREGROUND, device=sam.device)
