@@ -20,7 +20,8 @@ from frisket.everything.strategy import STRATEGIES
 from frisket.models import zoo
 from frisket.prep.records import SOURCES
 from frisket.recipes.base import RECIPES as ROOM
-from frisket.recipes.base import Recipe, RecipeConfig
+from frisket.recipes.base import Recipe
+from frisket.recipes.recipe_config import RecipeConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))

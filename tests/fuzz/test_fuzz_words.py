@@ -24,7 +24,7 @@ from frisket.everything.strategy import chosen, describe
 from frisket.models import zoo
 from frisket.models.sam import Sam
 from frisket.predict.predictor import Predictor
-from frisket.recipes.base import RecipeConfig
+from frisket.recipes.recipe_config import RecipeConfig
 
 SCHEMAS = {name: kind for name, kind in schemas().items() if not name.startswith("model ")}
 KEYS = {name: [knob.key for knob in settings.describe(kind)] for name, kind in SCHEMAS.items()}

@@ -16,8 +16,8 @@ from frisket.errors import UserError
 from frisket.losses import feature_loss
 from frisket.prep import embed
 from frisket.prep.run import prep
-from frisket.recipes.base import ModelSpec
 from frisket.recipes.distill_lightening import Config, DistillConfig, Module, focus_pairs, layer_weights
+from frisket.recipes.recipe_config import ModelSpec
 from frisket.sample import valid_tokens
 
 STUDENT = ModelSpec("lightening", {"width": 48, "depth": 4, "heads": 3})

@@ -15,9 +15,9 @@ from tinyfit import changed, compare_golden, falls, settle, snapshot
 from frisket.data.module import ShardData
 from frisket.errors import UserError
 from frisket.losses import distance, hardness
-from frisket.recipes.base import ModelSpec
 from frisket.recipes.distill_tiny import Config, DistillConfig, Module, TermConfig, histogram
 from frisket.recipes.hard_prompts import HardConfig, sample
+from frisket.recipes.recipe_config import ModelSpec
 from frisket.sample import Batch
 
 SMALL = {"widths": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "heads": (1, 2, 2), "windows": (4, 4, 2), "classes": 4}

@@ -10,7 +10,8 @@ from frisket import config as settings
 from frisket.cli.main import main
 from frisket.engine.rundir import read_csv
 from frisket.models.zoo import build
-from frisket.recipes.base import RECIPES, specs
+from frisket.recipes.base import RECIPES
+from frisket.recipes.recipe_config import specs
 
 SMALL = "{depth: 2, width: 48, heads: 3}"
 

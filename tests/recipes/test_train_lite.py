@@ -16,9 +16,9 @@ from frisket.cli.main import main
 from frisket.errors import UserError
 from frisket.geometry import Frame
 from frisket.proposals import targets
-from frisket.recipes.base import ModelSpec
 from frisket.recipes.interactive import InteractiveConfig, first_prompts, own_heat
 from frisket.recipes.proposing import PpnConfig
+from frisket.recipes.recipe_config import ModelSpec
 from frisket.recipes.train_lite import Config, Module
 from frisket.sample import FOREGROUND, Batch
 

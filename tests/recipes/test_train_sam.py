@@ -12,8 +12,8 @@ from frisket import checkpoint
 from frisket.data.module import ShardData
 from frisket.errors import UserError
 from frisket.models import zoo
-from frisket.recipes.base import ModelSpec
 from frisket.recipes.interactive import InteractiveConfig
+from frisket.recipes.recipe_config import ModelSpec
 from frisket.recipes.train_sam import Config, Module, StartConfig, begin
 from frisket.sample import Batch, Prompts
 

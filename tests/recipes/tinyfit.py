@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from frisket.recipes.base import RecipeConfig
+from frisket.recipes.recipe_config import RecipeConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

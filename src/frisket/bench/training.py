@@ -29,7 +29,7 @@ from frisket.engine.save import KeepLast
 from frisket.engine.strategy import place, quiet
 from frisket.prep.synthetic import Config as Scenes
 from frisket.prep.synthetic import records, units
-from frisket.recipes.base import ModelSpec
+from frisket.recipes.recipe_config import ModelSpec
 from frisket.recipes.train_sam import Config, Module
 from frisket.sample import Batch
 

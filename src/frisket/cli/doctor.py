@@ -14,7 +14,7 @@ from frisket import config as settings
 from frisket.cli.train import chosen
 from frisket.engine.doctor.run import examine
 from frisket.engine.fit import check
-from frisket.recipes.base import RecipeConfig
+from frisket.recipes.recipe_config import RecipeConfig
 
 
 def schema(files: Sequence[str], overrides: Sequence[str]) -> type[RecipeConfig]:

@@ -25,7 +25,7 @@ from frisket.engine.fit import check
 from frisket.errors import UserError
 from frisket.everything.strategy import chosen
 from frisket.models import zoo
-from frisket.recipes.base import RecipeConfig, knobs, specs
+from frisket.recipes.recipe_config import RecipeConfig, knobs, specs
 
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:

@@ -13,7 +13,8 @@ from frisket import config as settings
 from frisket.engine import signals
 from frisket.engine.fit import fit
 from frisket.errors import UserError, nearest
-from frisket.recipes.base import RECIPES, RecipeConfig
+from frisket.recipes.base import RECIPES
+from frisket.recipes.recipe_config import RecipeConfig
 
 
 def run(files: Sequence[str], overrides: Sequence[str]) -> int:

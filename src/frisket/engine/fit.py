@@ -36,7 +36,8 @@ from frisket.engine.straggler import Straggler
 from frisket.engine.strategy import exits_for_all, fits, quiet, together
 from frisket.errors import UserError, warn
 from frisket.files import write_text
-from frisket.recipes.base import Recipe, RecipeConfig, check_model, specs
+from frisket.recipes.base import Recipe
+from frisket.recipes.recipe_config import RecipeConfig, check_model, specs
 
 
 def fit(recipe: ModuleType, config: RecipeConfig) -> int:

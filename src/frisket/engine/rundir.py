@@ -29,7 +29,7 @@ from frisket.engine.save import tidy
 from frisket.engine.strategy import PATIENCE, launch
 from frisket.errors import UserError, warn
 from frisket.files import atomic, full_disk_is_a_sentence, remove, write_json, write_text
-from frisket.recipes.base import RecipeConfig
+from frisket.recipes.recipe_config import RecipeConfig
 from frisket.runfiles import RunFiles
 
 
@@ -230,7 +230,7 @@ class WandbCurve(WandbLogger):
             work()
         except Exception as error:
             self._gone = True
-            warn(f"W&B's own process is gone ({error}): its curve ends here, metrics.csv goes on")
+            warn(f"W&B failed ({error}): its curve ends here, metrics.csv goes on")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

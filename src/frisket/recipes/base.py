@@ -1,4 +1,4 @@
-"""What every recipe shares: config, the trained Sam, optimizer, names in the log, validation by box and by click.
+"""What every recipe shares: the trained Sam, optimizer, names in the log, validation by box and by click.
 
 A recipe is a file beside this one with `class Config(RecipeConfig)` and `class Module(Recipe)`; it defines
 `build_sam` and `training_step`. `frisket train configs/<recipe>.yaml` runs it. Randomness is a function of (seed,
@@ -8,9 +8,8 @@ step, keys), so a resumed run repeats an uninterrupted one without storing gener
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -22,7 +21,6 @@ from torchmetrics import Metric
 from frisket import checkpoint
 from frisket.checkpoint import Resume
 from frisket.data.embeddings import Stamp
-from frisket.data.module import DataConfig
 from frisket.errors import UserError
 from frisket.eval.metrics import MaskIoU, Mean
 from frisket.fidelity import CURVES, PROMPTS, asked, compare, curves
@@ -30,106 +28,14 @@ from frisket.models import zoo
 from frisket.models.encoder import Tap, layer_rates, undecayed
 from frisket.models.recompute import recompute
 from frisket.models.sam import Sam
-from frisket.optim import OptimConfig, adamw, settle
-from frisket.place import Log, Place
-from frisket.plugins import Extensible, Room
-from frisket.recipes.regularize import RegularizeConfig, regularize, trains
+from frisket.optim import adamw, settle
+from frisket.plugins import Room
+from frisket.recipes.recipe_config import RecipeConfig, knobs, specs
+from frisket.recipes.regularize import regularize, trains
 from frisket.sample import Batch, Prompts
 
 RECIPES = Room("frisket.recipes", "recipe", "Module")
 """Every recipe: a file beside this one, or a plug-in of the same form."""
-
-
-@dataclass
-class ModelSpec:
-    """Which Sam to build."""
-
-    name: str = "lightening"
-    """Of frisket.models.zoo."""
-    encoder: dict[str, Any] = field(default_factory=dict)
-    """Changes to the encoder's own config, which checks them."""
-    encoder_from: str | None = None
-    """What the encoder starts from: MAE's or ImageNet's weights (a file, or its name in $FRISKET_WEIGHTS), a zoo name
-    or run folder; null: random weights. What does not fit is said; a run that is continued does not read it."""
-
-
-@dataclass
-class TrainerConfig:
-    """How long a run is, and what is done on the way."""
-
-    max_steps: int = field(default=1000, metadata={"least": 1})
-    """Optimizer steps in all."""
-    clip: float = field(default=1.0, metadata={"least": 0})
-    """Largest norm of the gradient; 0: any."""
-    nan_skips: int = field(default=0, metadata={"least": 0})
-    """Steps in all that are left out because their loss or gradient is no number; one more stops the run."""
-    val_every: int = field(default=500, metadata={"least": 0})
-    """Steps between validations; 0: at the end only."""
-    checkpoint_every: int = field(default=500, metadata={"least": 1})
-    """Steps between checkpoints."""
-    log_every: int = field(default=10, metadata={"least": 1})
-    """Steps between logged and printed lines."""
-    sync_batchnorm: bool = False
-    """BatchNorm's means are of all GPUs' images, not of each GPU's few (SyncBatchNorm); for whoever trains one."""
-    keep_last: int = field(default=0, metadata={"least": 0})
-    """So many of the newest checkpoints stay as checkpoints/step-N.ckpt; 0: only last.ckpt and the one before it."""
-    keep_best: str = ""
-    """A measure of the validation, box/miou say, whose best model is kept as best.pt; empty: none."""
-    deterministic: bool = False
-    """Only kernels that give the same bits each time, even where they are slow."""
-
-
-@dataclass
-class TrainLog(Log):
-    """Weights & Biases, the gallery, and a record of sample ids."""
-
-    gallery_every: int = field(default=500, metadata={"least": 0})
-    """Steps between pictures of validation masks; 0: none."""
-    gallery_images: int = field(default=8, metadata={"least": 0})
-    """Photographs in each."""
-    samples: bool = False
-    """Write samples.jsonl: step and keys of each batch, per rank."""
-
-
-@dataclass
-class RecipeConfig(Extensible):
-    """Shared by all recipes."""
-
-    recipe: str = ""
-    """The recipe's name: its file in frisket/recipes, or a plug-in."""
-    name: str | None = None
-    """Of the run; null: the recipe's."""
-    seed: int = field(default=0, metadata={"least": 0, "most": 2**32 - 1})
-    """Of weights, data order, masks drawn and prompts."""
-    out: str = "runs"
-    """The run's folder is out/name."""
-    init_from: str | None = None
-    """Weights to start from: a run folder, model.pt or zoo name; a run that is continued takes its own."""
-    trust: bool = False
-    """Run what a DeepSpeed folder holds besides weights; else such a folder is refused."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """What is trained on, and how much of it per step."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and learning rate."""
-    regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
-    """Drop path and its kin."""
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """Length and rhythm."""
-    place: Place = field(default_factory=Place)
-    """The machine; may differ from start to start of one run."""
-    log: TrainLog = field(default_factory=TrainLog)
-    """Where the numbers go."""
-
-    renamed: ClassVar[dict[str, str]] = {
-        **{
-            f"trainer.{key}": f"place.{key}"
-            for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "threads")
-        },
-        "trainer.accumulate": "derived from data.global_batch",
-        "data.workers": "place.workers",
-        "data.images_per_gpu": "place.images_per_device",
-        "data.seed": "seed",
-    }
 
 
 class Recipe(L.LightningModule):
@@ -381,28 +287,3 @@ class Recipe(L.LightningModule):
         encoder = self.sam.image_encoder
         trained = any(p.requires_grad for p in encoder.parameters())
         return 2.0 * encoder.macs(self.config.data.image_size) * (3 if trained else 1)
-
-
-def build_model(spec: ModelSpec, image_size: int) -> Sam:
-    """Build `spec` at `image_size` (unless the spec sets its own)."""
-    return zoo.build(spec.name, **({"image_size": image_size} | dict(spec.encoder)))
-
-
-def specs(config: RecipeConfig) -> dict[str, ModelSpec]:
-    """{key: spec} of the models that a recipe's config describes."""
-    values = {part.name: getattr(config, part.name) for part in fields(config)}
-    return {key: value for key, value in values.items() if isinstance(value, ModelSpec)}
-
-
-def check_model(key: str, spec: ModelSpec, image_size: int) -> None:
-    """Build `spec` without memory, so that a wrong name or setting is found now. Raises UserError naming `key`."""
-    try:
-        with torch.device("meta"):
-            build_model(spec, image_size)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-
-
-def knobs(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """An encoder's whole config, defaults included, as plain data; and what else `changes` adds to a Sam."""
-    return {key: zoo.plain(value) for key, value in (changes | asdict(zoo.config_of(name, changes))).items()}

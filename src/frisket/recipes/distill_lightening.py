@@ -28,7 +28,7 @@ from frisket.errors import UserError
 from frisket.losses import feature_loss, normalize_feature
 from frisket.models.encoder import Tap
 from frisket.models.sam import Sam
-from frisket.recipes.base import ModelSpec
+from frisket.recipes.recipe_config import ModelSpec
 from frisket.recipes.taught import Taught, TaughtConfig
 from frisket.sample import Batch, valid_tokens
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from frisket.errors import UserError
 from frisket.losses import distance, hardness, logits_iou, mask_losses
 from frisket.models.sam import Sam
-from frisket.recipes.base import ModelSpec
 from frisket.recipes.hard_prompts import HardConfig, sample
 from frisket.recipes.interactive import in_chunks
+from frisket.recipes.recipe_config import ModelSpec
 from frisket.recipes.taught import Taught, TaughtConfig
 from frisket.sample import Batch, Prediction, Prompts, picked, valid_cells, valid_tokens
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from frisket.errors import UserError
 from frisket.losses import answer_loss
 from frisket.models.sam import Sam
-from frisket.recipes.base import Recipe, RecipeConfig
+from frisket.recipes.base import Recipe
 from frisket.recipes.interactive import InteractiveConfig, first_prompts, interactive_loss, unused_parts
+from frisket.recipes.recipe_config import RecipeConfig
 from frisket.sample import Batch, valid_cells
 
 

@@ -19,7 +19,8 @@ from frisket.models.auto_ppn import AutoPPN, AutoPPNConfig, Picked, Proposals, p
 from frisket.models.sam import Sam
 from frisket.picture import Panel, heated
 from frisket.proposals import Targets, box_loss, focal_heat_loss, hard_heat_loss, targets
-from frisket.recipes.base import Recipe, RecipeConfig
+from frisket.recipes.base import Recipe
+from frisket.recipes.recipe_config import RecipeConfig
 from frisket.sample import Batch
 
 SHOWN = 64

@@ -12,7 +12,8 @@ from frisket import checkpoint
 from frisket.data.embeddings import Stamp
 from frisket.errors import UserError, warn
 from frisket.models.sam import Sam
-from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model
+from frisket.recipes.base import Recipe
+from frisket.recipes.recipe_config import ModelSpec, RecipeConfig, build_model
 from frisket.sample import Batch
 
 

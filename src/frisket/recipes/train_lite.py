@@ -11,9 +11,9 @@ from torch import Tensor
 
 from frisket.models.sam import Sam
 from frisket.recipes import train_sam
-from frisket.recipes.base import ModelSpec
 from frisket.recipes.interactive import InteractiveConfig
 from frisket.recipes.proposing import Proposing, ProposingConfig
+from frisket.recipes.recipe_config import ModelSpec
 from frisket.sample import Batch
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from frisket.models.mask_decoder import TwoWayBlock
 from frisket.models.sam import Sam
-from frisket.recipes.base import ModelSpec, Recipe, RecipeConfig, build_model
+from frisket.recipes.base import Recipe
 from frisket.recipes.interactive import InteractiveConfig, interactive_loss, unused_parts
+from frisket.recipes.recipe_config import ModelSpec, RecipeConfig, build_model
 from frisket.sample import Batch
 
 

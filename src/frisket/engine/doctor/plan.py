@@ -10,7 +10,8 @@ from frisket.data.module import ShardData
 from frisket.engine.batch import Division, divide
 from frisket.engine.rundir import RunDir
 from frisket.engine.strategy import launch, place
-from frisket.recipes.base import Recipe, RecipeConfig
+from frisket.recipes.base import Recipe
+from frisket.recipes.recipe_config import RecipeConfig
 
 
 @dataclass

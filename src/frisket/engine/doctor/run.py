@@ -16,7 +16,7 @@ from frisket.engine.doctor import model, network, reading, room
 from frisket.engine.doctor.plan import Plan, plan
 from frisket.engine.strategy import launch
 from frisket.errors import UserError
-from frisket.recipes.base import RecipeConfig
+from frisket.recipes.recipe_config import RecipeConfig
 
 Check = Callable[[Plan], str]
 
